@@ -1,0 +1,6 @@
+"""Guidance: functions from denoisers to a denoiser. w = 1 is no guidance."""
+
+from jdiff.guidance.cfg import cfg
+from jdiff.guidance.interval import interval
+
+__all__ = ["cfg", "interval"]

@@ -1,0 +1,114 @@
+"""Sampling: a solver over a grid, then one last denoise."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jdiff.arrays import Array, Denoise, concrete, each, fold
+from jdiff.grid import check_times
+from jdiff.schedules import Schedule
+from jdiff.solvers.base import Now, Solver
+
+
+def sample(
+    solver: Solver,
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Array,
+    times: Array,
+    key=None,
+    *,
+    n=None,
+    path: bool = False,
+    checkpoint: bool = True,
+):
+    """Run `solver` from x at times[0] down to times[n - 1], then denoise there: E[x_0 | x_t] at the last time.
+
+    x: (B, ...), noise at times[0] (see `prior`); times: (N,), descending, with sigma(times[-1]) > 0, and n = N if None.
+    So a one-evaluation solver calls the network n times, Heun 2n - 1 times, and nothing is special at sigma = 0.
+    `key`: one key, or (B,) of them; sample i depends on its own key (or on key and i) alone, whatever the batch is.
+    `n` may be traced: one program for every n <= N, without reverse mode. `path=True` returns (x_0, xs) with xs
+    (N - 1, B, ...) the states at times[1:]. With `checkpoint`, reverse mode keeps O(sqrt(N)) states.
+
+    `jax.jit(jdiff.sample, static_argnames=("path", "checkpoint"))` compiles once for all numbers. Raises ValueError for
+    times that do not descend or end at sigma = 0, a stochastic solver without a key, and shapes that disagree.
+    """
+    times = check_times(schedule, times)
+    _check_start(x, times, n)
+    if key is None and solver.stochastic:
+        raise ValueError(f"{type(solver).__name__} draws noise: give a key, jax.random.key(seed)")
+    keys = None if key is None else each(key, x.shape[0])
+    traced_n = n is not None and not isinstance(n, int)
+    if n is not None and not traced_n:
+        times = times[:n]
+    last = times[jnp.asarray(n) - 1] if traced_n else times[-1]
+    plan = solver.plan(schedule, times, n if traced_n else len(times))
+    steps = Now(jnp.arange(len(times) - 1), times[:-1], times[1:], plan)
+
+    def body(carry, now):
+        x, state = carry
+        x, state = solver.step(denoise, schedule, x, now, state, None if keys is None else fold(keys, now.i))
+        return (x, state), (x if path else None)
+
+    start = (x, solver.init(x))
+    if traced_n:
+        (x, _), trace = _dynamic_scan(body, start, steps, len(times) - 1, n - 1)
+    elif checkpoint:
+        (x, _), trace = _checkpointed_scan(body, start, steps, len(times) - 1)
+    else:
+        (x, _), trace = lax.scan(body, start, steps)
+    x0 = denoise(x, last)
+    return (x0, trace) if path else x0
+
+
+def _check_start(x, times, n) -> None:
+    if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x is {x.dtype}{x.shape}; expected floating noise with a batch axis, (B, ...): see jdiff.prior"
+        )
+    if n is not None and concrete(n) and not 1 <= n <= len(times):
+        raise ValueError(f"n = {n} steps through a grid of {len(times)} times; expected 1 <= n <= {len(times)}")
+
+
+def _checkpointed_scan(body, carry, xs, length):
+    """`lax.scan` that keeps about sqrt(length) carries for reverse mode, and recomputes the rest as it goes back."""
+    body = jax.checkpoint(body, prevent_cse=False)
+    chunk = _chunk(length)
+    whole = length // chunk * chunk if chunk else 0
+    if chunk <= 1:
+        return lax.scan(body, carry, xs)
+
+    inner = jax.checkpoint(lambda carry, xs: lax.scan(body, carry, xs), prevent_cse=False)
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(whole // chunk, chunk, *a.shape[1:]), xs)
+    carry, ys = lax.scan(inner, carry, chunks)
+    ys = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys)
+    if whole == length:
+        return carry, ys
+    carry, rest = lax.scan(body, carry, jax.tree.map(lambda a: a[whole:], xs))
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, rest)
+
+
+def _chunk(length: int) -> int:
+    """A chunk length near sqrt(length), a divisor if there is one: a remainder would compile the body once more."""
+    root = math.isqrt(length)
+    return next((d for d in range(root, root // 2, -1) if length % d == 0), root)
+
+
+def _dynamic_scan(body, carry, xs, length, count):
+    """`lax.scan` over the first `count` of `length` steps, count traced; the rest of the outputs repeats the last."""
+
+    def at(i):
+        return jax.tree.map(lambda a: a[i], xs)
+
+    def step(i, state):
+        carry, ys = state
+        carry, y = body(carry, at(i))
+        return carry, jax.tree.map(lambda a, b: a.at[i].set(b), ys, y)
+
+    shape = jax.eval_shape(lambda: body(carry, at(0))[1]) if length else None
+    ys = jax.tree.map(lambda a: jnp.zeros((length, *a.shape), a.dtype), shape)
+    carry, ys = lax.fori_loop(0, count, step, (carry, ys))
+    index = jnp.minimum(jnp.arange(length), count - 1)
+    return carry, jax.tree.map(lambda a: a[index], ys)
