@@ -84,9 +84,7 @@ def check_time(t, x) -> None:
     """Raise ValueError unless `t` has shape () or (B,), B being the leading axis of `x`."""
     shape = jnp.shape(t)
     if shape != () and shape != jnp.shape(x)[:1]:
-        raise ValueError(
-            f"t has shape {shape}; expected () or {jnp.shape(x)[:1]}, one time per row of x {jnp.shape(x)}"
-        )
+        raise ValueError(f"t has shape {shape}; expected () or {jnp.shape(x)[:1]}, x being {jnp.shape(x)}")
 
 
 def check_same_shape(name: str, a, other: str, b) -> None:

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from jdiff.arrays import Array, Number, as_time, check_time, each, expand, noun
 from jdiff.schedules import Schedule, log_snr
 
-LABEL_RANGE = (
-    20.0  # |log-SNR| beyond which a network need not tell levels apart; keeps labels finite at alpha, sigma = 0
-)
+LABEL_RANGE = 20.0  # |log-SNR| beyond which no network need tell levels apart; keeps labels finite
 
 
 @noun

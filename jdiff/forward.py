@@ -42,7 +42,7 @@ def eps_from(schedule: Schedule, x0: Array, x: Array, t) -> Array:
 
 
 def fresh_noise(schedule: Schedule, t, s) -> Array:
-    """The share of the variance at s that x_t does not determine given x_0: 1 - (alpha_t sigma_s / (alpha_s sigma_t))^2.
+    """The share of the noise at s that x_t and x_0 leave open: 1 - (alpha_t sigma_s / (alpha_s sigma_t))^2.
 
     It is 1 - SNR_t / SNR_s, in [0, 1]: DDPM's posterior variance over sigma_s^2.
     """

@@ -12,9 +12,7 @@ from jdiff.arrays import Array, as_time, concrete
 from jdiff.schedules import Schedule, time_of
 from jdiff.schedules import log_snr as log_snr_of
 
-LOWEST_LOG_SNR = (
-    -10.0
-)  # where alpha = 0 a grid in log-SNR starts here: a step of finite length, VP's own log-SNR at t = 1
+LOWEST_LOG_SNR = -10.0  # where a grid in log-SNR starts if alpha = 0 there: VP's own value at t = 1
 
 
 def uniform(n, t_min: float = 1e-3, t_max: float = 1.0, *, size: int | None = None) -> Array:
@@ -40,16 +38,14 @@ def karras(schedule: Schedule, n, rho=7.0, sigma_min=None, sigma_max=None, *, si
     """n times whose (sigma/alpha)^(1/rho) are evenly spaced from sigma_max down to sigma_min.
 
     Karras et al. 2022, arXiv:2206.00364, eq. 5. sigma_min and sigma_max are values of sigma/alpha, clipped to what
-    the schedule reaches on its domain, and its ends when None; where alpha(t_max) = 0 the spacing starts at log-SNR -10.
+    the schedule reaches on its domain, and its ends when None; where alpha = 0 there, spacing starts at log-SNR -10.
     """
     t_min, t_max = _ends(schedule, None, None)
     low, high = jnp.exp(-0.5 * log_snr_of(schedule, t_min)), jnp.exp(-0.5 * _reachable_log_snr(schedule, t_max))
     first = high if sigma_max is None else jnp.clip(as_time(sigma_max), low, high)
     last = low if sigma_min is None else jnp.clip(as_time(sigma_min), low, high)
     if concrete(first, last) and not last < first:
-        raise ValueError(
-            f"grid.karras: sigma_min = {sigma_min} and sigma_max = {sigma_max} leave no range in [{low}, {high}]"
-        )
+        raise ValueError(f"grid.karras: [{sigma_min}, {sigma_max}] leaves no range of sigma/alpha in [{low}, {high}]")
     u = _fractions(n, size, first.dtype)
     ratio = (first ** (1 / rho) + u * (last ** (1 / rho) - first ** (1 / rho))) ** rho
     times = time_of(schedule, -2 * jnp.log(ratio))

@@ -30,7 +30,7 @@ def denoising(
 ) -> tuple[Array, dict]:
     """(loss, aux):  loss = E_{t, eps} weight_t mean |F(x_t, t) - F*|^2, the mean over a sample's numbers.
 
-    data: x_0 (B, ...), floating; `apply(params, x, label, cond) -> F`; t ~ levels; F* = a_t x_0 + b_t eps by the target.
+    data: x_0 (B, ...), floating; `apply(params, x, label, cond) -> F`; t ~ levels; F* = a_t x_0 + b_t eps.
     `key`: one key, or a `BatchKey` for a slice of the global batch: row i draws by its global position.
     aux: `t` (B,) and `each` (B,), the weighted error of each sample. Raises ValueError if data is not floating or the
     network's output has not data's shape.

@@ -16,7 +16,7 @@ from jdiff.schedules import Schedule
 
 @noun
 class GaussianMixture:
-    """x_0 ~ sum_k w_k N(m_k, C_k).  weights (K,), positive, rescaled to sum to 1; means (K, D); covariances (K, D, D)."""
+    """x_0 ~ sum_k w_k N(m_k, C_k).  weights (K,), rescaled to sum to 1; means (K, D); covariances (K, D, D)."""
 
     weights: Array
     means: Array
@@ -81,7 +81,7 @@ class GaussianMixture:
 
 @noun
 class Gaussian:
-    """x_0 ~ N(mean, covariance), (D,) and (D, D): a mixture of one, whose probability flow is known in closed form too."""
+    """x_0 ~ N(mean, covariance), (D,) and (D, D): a mixture of one, with its probability flow in closed form."""
 
     mean: Array
     covariance: Array
@@ -173,7 +173,7 @@ def _log_normal(chol, away):
 
 
 def _log_joint(mixture, alpha, sigma, x):
-    """(log w_k N(x; alpha m_k, C_k,t), (B, K);  the Cholesky factors of C_k,t, (K, D, D);  x - alpha m_k, (B, K, D))."""
+    """(log w_k N(x; alpha m_k, C_k,t) (B, K), Cholesky factors of C_k,t (K, D, D), x - alpha m_k (B, K, D))."""
     D = x.shape[-1]
     chol = jnp.linalg.cholesky(alpha**2 * mixture.covariances + sigma**2 * jnp.eye(D, dtype=x.dtype)[None])
     away = x[:, None] - alpha * mixture.means[None]

@@ -257,9 +257,7 @@ class Shifted:
     def check(self):
         if isinstance(self.schedule, (VE, EDM, Discrete)):
             name = type(self.schedule).__name__
-            raise ValueError(
-                f"Shifted: {name} is bounded in log-SNR and cannot be shifted; use VP, SubVP, Cosine or Flow"
-            )
+            raise ValueError(f"Shifted: {name} is bounded in log-SNR; shift VP, SubVP, Cosine or Flow")
         _positive(self, shift=self.shift)
 
     @property

@@ -24,7 +24,7 @@ class Weight(Protocol):
 
 @noun
 class Flat:
-    """1: each target's own regression. For `Eps` it is L_simple, for `EDM` Karras' loss, for `Velocity` flow matching."""
+    """1: each target's own regression: L_simple for `Eps`, Karras' loss for `EDM`, flow matching for `Velocity`."""
 
     def __call__(self, schedule, target, t):
         return jnp.ones_like(as_time(t))
@@ -90,7 +90,7 @@ class Sigmoid:
 
 @noun
 class Likelihood:
-    """-lambda'_t on the error of eps, g^2 on that of the score: half its sum over dimensions is the diffusion part of the VLB.
+    """-lambda'_t on the error of eps, g^2 on that of the score: half its sum over dimensions is the VLB's diffusion part.
 
     Song et al. 2021, arXiv:2101.09258, theorem 1; Kingma et al. 2021, arXiv:2107.00630, eq. 17.
     """

@@ -1,0 +1,12 @@
+"""Networks, in Flax Linen: `init(key, x, label, cond)` and `apply(variables, x, label, cond) -> F`.
+
+A side tower: it knows jax and flax, and nothing about diffusion.
+"""
+
+from jdiff.models.attention import SelfAttention
+from jdiff.models.conv import Conv, conv
+from jdiff.models.mlp import MLP, StepMLP
+from jdiff.models.registry import create_model, list_models, register_model
+from jdiff.models.unet import UNet
+
+__all__ = ["MLP", "Conv", "SelfAttention", "StepMLP", "UNet", "conv", "create_model", "list_models", "register_model"]

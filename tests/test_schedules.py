@@ -1,0 +1,300 @@
+"""Schedules: the log-SNR falls, its inverse inverts it, and everything stays finite where alpha = 0."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import jdiff
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["power"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Power:
+    """What a user would write: only alpha, sigma and the domain. alpha = 1 - t^power, sigma = t."""
+
+    power: float = 1.5
+    t_min = 1e-3
+    t_max = 1.0
+
+    def alpha(self, t):
+        return 1 - t**self.power
+
+    def sigma(self, t):
+        return t
+
+
+SCHEDULES = {
+    "vp": jdiff.VP,
+    "subvp": jdiff.SubVP,
+    "ve": jdiff.VE,
+    "edm": jdiff.EDM,
+    "cosine": jdiff.Cosine,
+    "flow": jdiff.Flow,
+    "linear table": lambda: jdiff.discrete(jdiff.betas.linear(1000)),
+    "short table": lambda: jdiff.discrete(jdiff.betas.cosine(10)),
+    "shifted flow": lambda: jdiff.Shifted(jdiff.Flow(), 3),
+    "shifted vp": lambda: jdiff.Shifted(jdiff.VP(), 2),
+    "shifted subvp": lambda: jdiff.Shifted(jdiff.SubVP(), 0.5),
+    "shifted cosine": lambda: jdiff.Shifted(jdiff.Cosine(), 4),
+    "user": Power,
+    "shifted user": lambda: jdiff.Shifted(Power(), 2),
+}
+everywhere = pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES.keys())
+shiftable = pytest.mark.parametrize("make", [jdiff.VP, jdiff.SubVP, jdiff.Cosine, jdiff.Flow, Power])
+
+
+def inside(schedule, n=101):
+    """Times of the domain; in its interior where alpha ends at 0."""
+    last = schedule.t_max if schedule.alpha(jnp.asarray(schedule.t_max)) > 0 else 0.999
+    return jnp.linspace(schedule.t_min, last, n)
+
+
+@everywhere
+def test_log_snr_falls_and_numbers_are_in_range(make):
+    schedule = make()
+    t = jnp.linspace(schedule.t_min, schedule.t_max, 201)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    assert (jnp.diff(jdiff.log_snr(schedule, t)) < 0).all()
+    assert (alpha >= 0).all() and (sigma > 0).all() and jnp.isfinite(sigma).all()
+    assert alpha.shape == sigma.shape == t.shape and alpha.dtype == sigma.dtype == jnp.float32
+
+
+@everywhere
+@pytest.mark.parametrize("x64, tolerance", [(False, 1e-5), (True, 1e-12)])
+def test_time_of_inverts_log_snr(make, x64, tolerance):
+    with jax.enable_x64(x64):
+        schedule = make()
+        t = inside(schedule)
+        assert t.dtype == (jnp.float64 if x64 else jnp.float32)
+        back = jdiff.time_of(schedule, jdiff.log_snr(schedule, t))
+        assert back.dtype == t.dtype
+        np.testing.assert_allclose(back, t, rtol=0, atol=tolerance)
+
+
+@everywhere
+def test_log_snr_is_the_log_of_the_ratio(make):
+    with jax.enable_x64(True):
+        schedule = make()
+        t = inside(schedule, 17)
+        ratio = np.asarray(schedule.alpha(t)) ** 2 / np.asarray(schedule.sigma(t)) ** 2
+        np.testing.assert_allclose(jnp.exp(jdiff.log_snr(schedule, t)), ratio, rtol=1e-12)
+
+
+@everywhere
+def test_gradients_of_time_of_against_finite_differences(make):
+    """With respect to the log-SNR and to the schedule's own numbers: bisection has an implicit derivative."""
+    with jax.enable_x64(True):
+        schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), make())
+        T = schedule.log_nsr.size if isinstance(schedule, jdiff.Discrete) else 1000
+        value = jdiff.log_snr(schedule, (jnp.array([0.2, 0.5, 0.8]) * T + 0.4) / T)  # not at a knot
+        check_grads(jdiff.time_of, (schedule, value), order=1, modes=("fwd", "rev"), eps=1e-6, rtol=1e-5)
+
+
+@everywhere
+def test_gradients_of_alpha_and_sigma_against_finite_differences(make):
+    with jax.enable_x64(True):
+        schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), make())
+        T = schedule.log_nsr.size if isinstance(schedule, jdiff.Discrete) else 1000
+        t = (jnp.array([0.2, 0.5, 0.8]) * T + 0.4) / T
+        if isinstance(schedule, jdiff.Discrete):  # `exact` is a switch, not a quantity
+            check_grads(lambda t: (schedule.alpha(t), schedule.sigma(t)), (t,), 1, eps=1e-6, rtol=1e-5)
+        else:
+            check_grads(lambda s, t: (s.alpha(t), s.sigma(t)), (schedule, t), 1, eps=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [jdiff.VP, jdiff.Cosine, lambda: jdiff.discrete(jdiff.betas.linear(1000))])
+def test_variance_is_preserved(make):
+    with jax.enable_x64(True):
+        schedule, t = make(), jnp.linspace(0.001, 1, 50)
+        np.testing.assert_allclose(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, 1, rtol=1e-14)
+
+
+def test_float32_keeps_its_digits_near_the_data():
+    """1 - exp(-B) in float32 would have none: compare with the same schedule in float64."""
+    t = np.array([1e-6, 1e-5, 1e-3, 1e-2])
+    for make in (jdiff.VP, jdiff.SubVP, jdiff.Cosine):
+        single = np.asarray(make().sigma(jnp.asarray(t, jnp.float32)))
+        with jax.enable_x64(True):
+            double = np.asarray(make().sigma(jnp.asarray(t)))
+        np.testing.assert_allclose(single, double, rtol=1e-6)
+
+
+def test_cosine_and_flow_end_at_alpha_exactly_0():
+    for schedule in (jdiff.Cosine(), jdiff.Flow(), jdiff.Shifted(jdiff.Flow(), 3), jdiff.Shifted(jdiff.Cosine(), 3)):
+        assert schedule.alpha(jnp.float32(1)) == 0 and schedule.sigma(jnp.float32(1)) == 1
+
+
+# ---------------------------------------------------------------- the grid that EDM's clock makes
+
+
+def test_ve_and_edm_reach_their_ends_and_continue_past_them():
+    for schedule in (jdiff.VE(0.02, 30), jdiff.EDM(0.02, 30, 5)):
+        np.testing.assert_allclose(schedule.sigma(jnp.array([0.0, 1.0])), [0.02, 30], rtol=1e-5)
+        beyond = jdiff.time_of(schedule, -2 * jnp.log(40.0))
+        assert beyond > 1
+        np.testing.assert_allclose(schedule.sigma(beyond), 40, rtol=1e-5)
+
+
+def test_ve_is_geometric():
+    sigma = np.asarray(jdiff.VE().sigma(jnp.linspace(0, 1, 11)))
+    np.testing.assert_allclose(sigma[1:] / sigma[:-1], (50 / 0.01) ** 0.1, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- Discrete
+
+
+def test_a_table_is_constant_outside_its_knots_and_linear_between():
+    with jax.enable_x64(True):
+        schedule = jdiff.discrete(jdiff.betas.linear(10))
+        knots = jdiff.log_snr(schedule, jnp.arange(1, 11) / 10)
+        np.testing.assert_allclose(jdiff.log_snr(schedule, jnp.array([0.0, 0.05, 1.1])), knots[np.array([0, 0, 9])])
+        middle = jdiff.log_snr(schedule, jnp.arange(1.5, 10) / 10)
+        np.testing.assert_allclose(middle, (knots[1:] + knots[:-1]) / 2, rtol=1e-12)
+        np.testing.assert_array_equal(jdiff.time_of(schedule, jnp.array([1e3, -1e3])), [0.1, 1.0])
+
+
+def test_a_table_of_one():
+    schedule = jdiff.discrete([0.3])
+    np.testing.assert_allclose(schedule.alpha(jnp.array([0.0, 1.0])) ** 2, 0.7, rtol=1e-6)
+    assert jdiff.time_of(schedule, jnp.float32(0)) == 1
+
+
+# ---------------------------------------------------------------- Shifted
+
+
+@pytest.mark.parametrize("shift", [0.5, 1, 3.0])
+def test_shifted_flow_in_closed_form(shift):
+    """Esser et al. 2024, eq. 23: t becomes shift t / (1 + (shift - 1) t)."""
+    schedule, t = jdiff.Shifted(jdiff.Flow(), shift), jnp.linspace(0.0, 1.0, 33)
+    clock = shift * t / (1 + (shift - 1) * t)
+    np.testing.assert_allclose(schedule.sigma(t), clock, atol=1e-6)
+    np.testing.assert_allclose(schedule.alpha(t), 1 - clock, atol=1e-6)
+
+
+@shiftable
+@pytest.mark.parametrize("shift", [0.25, 4.0])
+def test_shifting_subtracts_twice_the_log(make, shift):
+    """Hoogeboom et al. 2023, eq. 6, and the path stays the same: (alpha, sigma) at equal SNR are equal."""
+    with jax.enable_x64(True):
+        own, shifted = make(), jdiff.Shifted(make(), shift)
+        t = jnp.linspace(0.1, 0.9, 17)
+        np.testing.assert_allclose(
+            jdiff.log_snr(shifted, t), jdiff.log_snr(own, t) - 2 * jnp.log(shift), rtol=1e-9, atol=1e-9
+        )
+        where = jdiff.time_of(own, jdiff.log_snr(shifted, t))
+        np.testing.assert_allclose(shifted.alpha(t), own.alpha(where), rtol=1e-9)
+        np.testing.assert_allclose(shifted.sigma(t), own.sigma(where), rtol=1e-9)
+
+
+def test_shifts_compose():
+    with jax.enable_x64(True):
+        t = jnp.linspace(0.01, 1, 9)
+        twice, once = jdiff.Shifted(jdiff.Shifted(jdiff.Flow(), 2), 3), jdiff.Shifted(jdiff.Flow(), 6)
+        np.testing.assert_allclose(twice.sigma(t), once.sigma(t), rtol=1e-12)
+        np.testing.assert_allclose(jdiff.Shifted(jdiff.VP(), 1).alpha(t), jdiff.VP().alpha(t), rtol=1e-10)
+
+
+@pytest.mark.parametrize("make", [jdiff.VE, jdiff.EDM, lambda: jdiff.discrete(jdiff.betas.linear(10))])
+def test_bounded_schedules_cannot_be_shifted(make):
+    with pytest.raises(ValueError, match="bounded in log-SNR"):
+        jdiff.Shifted(make(), 3)
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: jdiff.VP(beta_min=-1), "beta_min must be positive"),
+        (lambda: jdiff.SubVP(beta_max=0), "beta_max must be positive"),
+        (lambda: jdiff.VP(5, 1), "beta_min must be below beta_max"),
+        (lambda: jdiff.VE(1, 0.1), "sigma_min must be below sigma_max"),
+        (lambda: jdiff.EDM(sigma_min=0), "sigma_min must be positive"),
+        (lambda: jdiff.EDM(rho=-1), "rho must be positive"),
+        (lambda: jdiff.VE(float("nan")), "sigma_min must be positive"),
+        (lambda: jdiff.Shifted(jdiff.Flow(), 0), "shift must be positive"),
+    ],
+)
+def test_numbers_out_of_range_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# ---------------------------------------------------------------- transformations
+
+
+@everywhere
+def test_jit_vmap_grad(make):
+    schedule = make()
+    t = jnp.append(inside(schedule, 7), jnp.float32(1))
+
+    def f(schedule, t):
+        return schedule.alpha(t), schedule.sigma(t), jdiff.log_snr(schedule, t)
+
+    plain = f(schedule, t)
+    # Written as differences of logs: one rounding in alpha is worth 1e-7 / alpha in it
+    for other in (jax.jit(f)(schedule, t), jax.vmap(f, (None, 0))(schedule, t)):
+        for a, b in zip(plain[:2], other[:2], strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+    back = jax.jit(jdiff.time_of)(schedule, plain[2][:7])
+    np.testing.assert_allclose(jax.vmap(jdiff.time_of, (None, 0))(schedule, plain[2][:7]), back, atol=2e-6)
+    np.testing.assert_allclose(back, t[:7], atol=1e-5)
+    gradient = jax.jacrev(f, (0, 1))(schedule, t)
+    gradient_back = jax.jacrev(jdiff.time_of, (0, 1))(schedule, plain[2])
+    for leaf in jax.tree.leaves((gradient, gradient_back)):
+        assert jnp.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        jdiff.Flow,
+        jdiff.Cosine,
+        lambda: jdiff.Shifted(jdiff.Flow(), 3),
+        lambda: jdiff.Shifted(jdiff.Cosine(), 3),
+        lambda: jdiff.discrete(jdiff.betas.zero_terminal_snr(jdiff.betas.linear(100)), exact=True),
+        lambda: jdiff.discrete(jdiff.betas.zero_terminal_snr(jdiff.betas.linear(100))),
+        Power,
+        lambda: jdiff.Shifted(Power(), 3),
+    ],
+)
+def test_where_alpha_is_0_everything_is_finite(make):
+    schedule = make()
+
+    def f(schedule, t):
+        value = jdiff.log_snr(schedule, t)
+        return schedule.alpha(t), schedule.sigma(t), value, jdiff.time_of(schedule, value)
+
+    values = f(schedule, jnp.float32(1))
+    assert all(jnp.isfinite(v) for v in values) and values[0] < 1e-8
+    np.testing.assert_allclose(values[3], 1, atol=1e-6)
+    for differentiate in (jax.jacrev, jax.jacfwd):
+        for leaf in jax.tree.leaves(differentiate(f, (0, 1))(schedule, jnp.float32(1))):
+            assert jnp.isfinite(leaf).all()
+
+
+def test_no_recompilation_for_other_numbers():
+    traces = []
+
+    @jax.jit
+    def f(schedule, t):
+        traces.append(schedule)
+        return jdiff.time_of(schedule, jdiff.log_snr(schedule, t))
+
+    for schedule in (jdiff.VP(), jdiff.VP(0.2, 10), jdiff.VP(beta_max=25)):
+        f(schedule, 0.5)
+    for shift in (1, 2.5):
+        f(jdiff.Shifted(jdiff.Flow(), shift), 0.5)
+    assert len(traces) == 2
