@@ -28,7 +28,9 @@ def create_model(name: str, **overrides) -> nn.Module:
     fields = [f for f in type(_MODELS[name]()).__dataclass_fields__ if f not in ("parent", "name")]
     for field in overrides:
         if field not in fields:
-            raise ValueError(f"model {name!r} has no field {field!r}{_nearest(field, fields)}; one of {', '.join(fields)}")
+            raise ValueError(
+                f"model {name!r} has no field {field!r}{_nearest(field, fields)}; one of {', '.join(fields)}"
+            )
     return _MODELS[name](**overrides)
 
 

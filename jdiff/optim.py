@@ -1,0 +1,31 @@
+"""Optimisers and learning-rate schedules by name, over optax."""
+
+import optax
+
+LR_SCHEDULES = {
+    "constant": lambda lr, steps: optax.constant_schedule(lr),
+    "cosine": lambda lr, steps: optax.cosine_decay_schedule(lr, steps),
+}
+OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "sgd": optax.sgd}
+
+
+def lr_schedule(name: str, lr: float, steps: int, warmup_steps: int = 0) -> optax.Schedule:
+    """The learning rate as a function of the step: linear from 0 over `warmup_steps`, then the named decay to `steps`."""
+    if name not in LR_SCHEDULES:
+        raise ValueError(f"unknown learning-rate schedule {name!r}; one of {', '.join(LR_SCHEDULES)}")
+    if lr <= 0 or not 0 <= warmup_steps < steps:
+        raise ValueError(f"learning rate {lr} must be positive, and warm-up {warmup_steps} shorter than {steps} steps")
+    main = LR_SCHEDULES[name](lr, steps - warmup_steps)
+    if not warmup_steps:
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup_steps), main], [warmup_steps])
+
+
+def optimizer(name: str, learning_rate, clip: float | None = None, **args) -> optax.GradientTransformation:
+    """The named optimiser, after clipping gradients to a global norm of `clip` if given; `args` go to optax."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}; one of {', '.join(OPTIMIZERS)}")
+    if clip is not None and clip <= 0:
+        raise ValueError(f"clip is the largest gradient norm, positive; got {clip}")
+    tx = OPTIMIZERS[name](learning_rate, **args)
+    return tx if clip is None else optax.chain(optax.clip_by_global_norm(clip), tx)

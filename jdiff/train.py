@@ -1,0 +1,136 @@
+"""The training state and the training step, as pure functions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax
+
+from jdiff.arrays import Array, BatchKey, fold
+from jdiff.ema import constant, update
+
+
+@struct.dataclass
+class TrainState:
+    """Arrays only: donate it, shard it, checkpoint it. `extra` holds non-parameter collections, or None."""
+
+    step: Array
+    params: Any
+    extra: Any
+    ema: Any
+    opt_state: Any
+
+
+def init_state(params: Any, tx: optax.GradientTransformation, extra: Any = None) -> TrainState:
+    """The state at step 0, the average equal to the parameters. Copies, because the step donates its state."""
+
+    def copy(tree):
+        return jax.tree.map(lambda a: jnp.array(a, copy=True), tree)
+
+    return TrainState(jnp.zeros((), jnp.int32), copy(params), copy(extra), copy(params), tx.init(copy(params)))
+
+
+def make_train_step(
+    loss: Callable,
+    tx: optax.GradientTransformation,
+    decay: Callable | float,
+    *,
+    axis_name: str | None = None,
+    accumulate: int = 1,
+    project: Callable | None = None,
+) -> Callable:
+    """A pure step `(state, key, data, cond=None) -> (state, aux)`; jit it with donate_argnums=0.
+
+    `loss(params, key, data, cond) -> (scalar, aux)`; with `state.extra` it is called with `extra=` too and returns the
+    new collections as `aux["extra"]`. `key` is the same all run: the step folds in `state.step`, so that a resumed run
+    draws what an undisturbed one does. `decay(step)` is the weight that the average keeps of its past. `project` acts
+    on the parameters after the update. aux gains `loss` and `grad_norm`, a number each.
+
+    `accumulate` splits the batch into that many slices, one after the other; `axis_name` averages over the devices of a
+    pmap or shard_map. In both cases the loss is given a `BatchKey`, which tells it the rows of the global batch that
+    it sees: losses that draw by position (`losses.denoising`, `arrays.normal`) then agree with the whole batch at once.
+    Raises ValueError if the batch does not divide.
+    """
+    decay = decay if callable(decay) else constant(decay)
+    if accumulate < 1:
+        raise ValueError(f"accumulate is a number of slices, at least 1; got {accumulate}")
+
+    def value_and_grad(state, key, data, cond):
+        def scalar(params):
+            if state.extra is None:
+                return loss(params, key, data, cond)
+            return loss(params, key, data, cond, extra=state.extra)
+
+        (value, aux), grads = jax.value_and_grad(scalar, has_aux=True)(state.params)
+        return grads, dict(aux, loss=value)
+
+    def accumulated(state, key, data, cond):
+        rows = jax.tree.leaves(data)[0].shape[0]
+        devices = lax.axis_size(axis_name) if axis_name else 1
+        if rows % accumulate:
+            raise ValueError(f"a batch of {rows} does not divide into {accumulate} slices")
+        if axis_name is None and accumulate == 1:
+            return value_and_grad(state, key, data, cond)
+        first = lax.axis_index(axis_name) * rows if axis_name else 0
+        size = rows // accumulate
+
+        def slice_step(state, j):
+            part = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, j * size, size), (data, cond))
+            grads, aux = value_and_grad(state, BatchKey(key, first + j * size, rows * devices), *part)
+            return state.replace(extra=aux.pop("extra", state.extra)), (grads, aux)
+
+        if accumulate == 1:
+            state, (grads, aux) = slice_step(state, 0)
+            return grads, dict(aux, extra=state.extra)
+
+        def body(carry, j):
+            state, total = carry
+            state, (grads, aux) = slice_step(state, j)
+            return (state, jax.tree.map(jnp.add, total, grads)), aux
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        if axis_name:  # the carry varies over devices from the first slice on
+            zeros = jax.tree.map(lambda a: lax.pcast(a, axis_name, to="varying"), zeros)
+        (state, total), aux = lax.scan(body, (state, zeros), jnp.arange(accumulate))
+        # one entry per slice: rows join up again, numbers are averaged
+        aux = jax.tree.map(lambda a: a.mean() if a.ndim == 1 else a.reshape(-1, *a.shape[2:]), aux)
+        return jax.tree.map(lambda g: g / accumulate, total), dict(aux, extra=state.extra)
+
+    def train_step(state: TrainState, key, data, cond=None) -> tuple[TrainState, dict]:
+        grads, aux = accumulated(state, fold(key, state.step), data, cond)
+        extra = aux.pop("extra", state.extra)
+        if axis_name:
+            grads = lax.pmean(grads, axis_name)
+            aux = jax.tree.map(lambda a: lax.pmean(a, axis_name) if a.ndim == 0 else a, aux)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if project is not None:
+            params = project(params)
+        ema = update(state.ema, params, decay(state.step))
+        aux["grad_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, params, extra, ema, opt_state), aux
+
+    return train_step
+
+
+def make_train_loop(train_step: Callable, take: Callable) -> Callable:
+    """Many steps in one program: `loop(state, key, arrays, index, count) -> (state, metrics)`; donate the state.
+
+    index: (K, B) rows of the data for each of up to K steps; `take(arrays, rows) -> (data, cond)` makes the batch, on
+    the device. The first `count` steps are run, count traced: whole visits and remainders are the same program, so a run
+    cut anywhere ends in the same bits. metrics: the `loss` and `grad_norm` of each step, (K,), nan past `count`.
+    """
+
+    def loop(state, key, arrays, index, count):
+        def body(j, carry):
+            state, metrics = carry
+            state, aux = train_step(state, key, *take(arrays, index[j]))
+            return state, {name: values.at[j].set(aux[name]) for name, values in metrics.items()}
+
+        metrics = {name: jnp.full(index.shape[:1], jnp.nan, jnp.float32) for name in ("loss", "grad_norm")}
+        return lax.fori_loop(0, count, body, (state, metrics))
+
+    return loop
