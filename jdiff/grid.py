@@ -130,16 +130,20 @@ def check_times(schedule: Schedule, times) -> Array:
     if times.ndim != 1 or not times.shape[0]:
         raise ValueError(f"times have shape {times.shape}; expected (N,) with N >= 1")
     if concrete(times, schedule):
-        values = np.asarray(jax.device_get(times))
-        if not (np.diff(values) < 0).all():
-            rising = int(np.argmax(~(np.diff(values) < 0)))
-            raise ValueError(
-                f"times must descend, from noise to data; times[{rising}] = {values[rising]}, "
-                f"times[{rising + 1}] = {values[rising + 1]}"
-            )
-        if not np.asarray(schedule.sigma(times[-1])) > 0:
-            raise ValueError(
-                f"times end at {values[-1]}, where sigma = 0 and there is nothing to denoise; "
-                f"end at t_min = {schedule.t_min} instead: the last denoise goes the rest of the way"
-            )
+        with jax.ensure_compile_time_eval():  # inside jit even a constant's slice is traced
+            _check_values(schedule, np.asarray(times))
     return times
+
+
+def _check_values(schedule, values: np.ndarray) -> None:
+    rises = ~(np.diff(values) < 0)
+    if rises.any():
+        i = int(np.argmax(rises))
+        raise ValueError(
+            f"times must descend, from noise to data; times[{i}] = {values[i]}, times[{i + 1}] = {values[i + 1]}"
+        )
+    if not schedule.sigma(jnp.asarray(values[-1])) > 0:
+        raise ValueError(
+            f"times end at {values[-1]}, where sigma = 0 and there is nothing to denoise; "
+            f"end at t_min = {schedule.t_min} instead: the last denoise goes the rest of the way"
+        )

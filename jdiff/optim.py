@@ -10,12 +10,12 @@ OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "sgd": optax.sgd}
 
 
 def lr_schedule(name: str, lr: float, steps: int, warmup_steps: int = 0) -> optax.Schedule:
-    """The learning rate as a function of the step: linear from 0 over `warmup_steps`, then the named decay to `steps`."""
+    """The learning rate of each step: linear from 0 over `warmup_steps`, then the named decay until `steps`."""
     if name not in LR_SCHEDULES:
         raise ValueError(f"unknown learning-rate schedule {name!r}; one of {', '.join(LR_SCHEDULES)}")
-    if lr <= 0 or not 0 <= warmup_steps < steps:
-        raise ValueError(f"learning rate {lr} must be positive, and warm-up {warmup_steps} shorter than {steps} steps")
-    main = LR_SCHEDULES[name](lr, steps - warmup_steps)
+    if lr <= 0 or warmup_steps < 0:
+        raise ValueError(f"the learning rate must be positive and the warm-up 0 or more, got {lr} and {warmup_steps}")
+    main = LR_SCHEDULES[name](lr, max(steps - warmup_steps, 1))
     if not warmup_steps:
         return main
     return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup_steps), main], [warmup_steps])

@@ -9,8 +9,8 @@ import numpy as np
 INK, ACCENT, FAINT = "#22313f", "#2a6f97", "#9aa5b1"
 
 
-def _write(path, save) -> None:
-    """Run `save(file)` into a temporary neighbour, then rename. Raises OSError naming the path if it can't be written."""
+def write(path, save) -> None:
+    """Run `save(file)` into a temporary neighbour, then rename. Raises OSError naming the path if that fails."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def image_grid(path, images: np.ndarray, columns: int, labels=None, scale: int |
         for row, text in enumerate(labels):
             at = (margin // 2 + 1, gap + row * cell_h + height * scale // 2)
             draw.text(at, str(text), fill=INK, font=font, anchor="mm")
-    _write(path, lambda file: canvas.save(file, "PNG"))
+    write(path, lambda file: canvas.save(file, "PNG"))
 
 
 def plane_figure(path, forward, backward, losses=None) -> None:
@@ -93,4 +93,4 @@ def plane_figure(path, forward, backward, losses=None) -> None:
         axes.set_ylabel("loss", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    _write(path, lambda file: figure.savefig(file, format="png"))
+    write(path, lambda file: figure.savefig(file, format="png"))

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jdiff.arrays import Array, Number, as_time, concrete, noun, safe_log
@@ -27,7 +28,7 @@ class Schedule(Protocol):
 
 def _positive(schedule, **numbers) -> None:
     for name, value in numbers.items():
-        if concrete(value) and not (jnp.asarray(value) > 0).all():
+        if concrete(value) and not (np.asarray(value) > 0).all():
             raise ValueError(f"{type(schedule).__name__}: {name} must be positive, got {value}")
 
 
@@ -35,7 +36,7 @@ def _check_range(schedule, low: str, high: str) -> None:
     """Numbers of a range must be positive and in order; traced ones are the caller's business."""
     a, b = getattr(schedule, low), getattr(schedule, high)
     _positive(schedule, **{low: a, high: b})
-    if concrete(a, b) and not (jnp.asarray(a) < jnp.asarray(b)).all():
+    if concrete(a, b) and not (np.asarray(a) < np.asarray(b)).all():
         raise ValueError(f"{type(schedule).__name__}: {low} must be below {high}, got {a} and {b}")
 
 

@@ -120,8 +120,8 @@ def make_train_loop(train_step: Callable, take: Callable) -> Callable:
     """Many steps in one program: `loop(state, key, arrays, index, count) -> (state, metrics)`; donate the state.
 
     index: (K, B) rows of the data for each of up to K steps; `take(arrays, rows) -> (data, cond)` makes the batch, on
-    the device. The first `count` steps are run, count traced: whole visits and remainders are the same program, so a run
-    cut anywhere ends in the same bits. metrics: the `loss` and `grad_norm` of each step, (K,), nan past `count`.
+    the device. The first `count` steps are run, count traced: whole visits and remainders are the same program, so a
+    run cut anywhere ends in the same bits. metrics: the `loss` and `grad_norm` of each step, (K,), nan past `count`.
     """
 
     def loop(state, key, arrays, index, count):

@@ -90,7 +90,7 @@ class Sigmoid:
 
 @noun
 class Likelihood:
-    """-lambda'_t on the error of eps, g^2 on that of the score: half its sum over dimensions is the VLB's diffusion part.
+    """-lambda'_t on the error of eps, g^2 on that of the score: half its sum over dimensions is the diffusion VLB.
 
     Song et al. 2021, arXiv:2101.09258, theorem 1; Kingma et al. 2021, arXiv:2107.00630, eq. 17.
     """

@@ -1,6 +1,7 @@
 """DDIM and DDPM: solvers that keep the predicted x_0 and renew a share of the predicted noise."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff.arrays import Number, concrete, expand, noun, safe_divide, safe_sqrt, static
 from jdiff.forward import fresh_noise, predict
@@ -19,12 +20,12 @@ class DDIM:
     order = 1
 
     def check(self):
-        if concrete(self.eta) and (jnp.asarray(self.eta) < 0).any():
+        if concrete(self.eta) and (np.asarray(self.eta) < 0).any():
             raise ValueError(f"DDIM: eta must be 0 (deterministic) or more, got {self.eta}")
 
     @property
     def stochastic(self):
-        return concrete(self.eta) and bool((jnp.asarray(self.eta) > 0).any())
+        return concrete(self.eta) and bool((np.asarray(self.eta) > 0).any())
 
     def plan(self, schedule, times, n):
         t, s = times[:-1], times[1:]

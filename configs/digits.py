@@ -1,0 +1,27 @@
+"""Handwritten digits, 8x8, ten classes: a class-conditional UNet with self-attention and classifier-free guidance.
+
+python scripts/train.py configs/digits.py
+"""
+
+from jdiff.config import Config, Named, Sample, Train
+
+config = Config(
+    name="digits",
+    data=Named("digits", {"held_out": 0.2}),
+    model=Named("unet_digits", {"channels": 32, "dropout": 0.1}),
+    schedule=Named("discrete", {"table": "linear", "T": 1000}),
+    target=Named("eps"),
+    levels=Named("knots", {"T": 1000}),
+    train=Train(
+        steps=2400,
+        batch=64,
+        lr=2e-3,
+        warmup_steps=100,
+        ema=Named("half_life", {"images": 10_000.0}),
+        label_dropout=0.1,
+        visit=40,
+        save_every=800,
+        sample_every=800,
+    ),
+    sample=Sample(solver=Named("heun"), grid=Named("log_snr"), steps=20, guidance=2.0, num=100),
+)

@@ -1,0 +1,381 @@
+"""Configurations: nested frozen dataclasses, their command line, and the objects their names stand for.
+
+A file `configs/NAME.py` exports `config = Config(...)`. No module below this one sees a config.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jdiff
+from jdiff import betas, conditioning, ema, grid, levels, optim, schedules, solvers, targets, weights
+from jdiff.data import DATASETS
+from jdiff.models import create_model, list_models
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message is one line: what was wrong, what was expected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """Something chosen by name, with its arguments."""
+
+    name: str
+    """Which one; a wrong name lists the valid ones."""
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Its arguments; those given in the config file can be overridden."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How to train."""
+
+    steps: int = 10_000
+    """Optimiser steps of the whole run."""
+    batch: int = 128
+    """Samples in a step."""
+    optimizer: str = "adam"
+    """adam, adamw or sgd."""
+    lr: float = 1e-3
+    """Learning rate, after warm-up."""
+    lr_schedule: str = "constant"
+    """What follows the warm-up: constant or cosine (to 0 at the last step)."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    clip: float | None = 1.0
+    """Largest norm of the gradient; None for no clipping."""
+    ema: Named = Named("half_life", {"images": 50_000.0})
+    """The average of the parameters that is sampled: constant(decay), half_life(images), warmup(max_decay)."""
+    label_dropout: float = 0.1
+    """Share of labels hidden in training, for classifier-free guidance; no effect without classes."""
+    visit: int = 100
+    """Steps run in one jitted loop between visits to the host: logging, progress, Ctrl-C."""
+    save_every: int = 5_000
+    """Steps between checkpoints."""
+    keep: int = 3
+    """Checkpoints kept."""
+    sample_every: int = 0
+    """Steps between pictures of samples in samples/; 0 for none but the last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """How to sample, at the end of training and by default in scripts/sample.py."""
+
+    solver: Named = Named("heun")
+    """ddim(eta), ddpm(variance), euler or heun."""
+    grid: Named = Named("log_snr")
+    """uniform, log_snr, karras(rho) or discrete(spacing)."""
+    steps: int = 20
+    """Times of the grid: network calls of a one-evaluation solver; heun makes 2 steps - 1."""
+    guidance: float = 1.0
+    """Weight of classifier-free guidance; 1 is none."""
+    num: int = 100
+    """Samples drawn at the end of training."""
+    match_prior: bool = False
+    """Start from the data's own moments instead of N(0, sigma^2): needed where the terminal SNR is not small."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    name: str
+    """Names the run directory, runs/NAME, unless --run-dir is given."""
+    data: Named
+    """The data set: digits(held_out, seed) or scurve(n, noise)."""
+    model: Named
+    """The network and its fields, see jdiff.list_models()."""
+    schedule: Named
+    """vp, subvp, ve, edm, cosine, flow, or discrete(betas, T, ...)."""
+    target: Named = Named("eps")
+    """What the network regresses: x0, eps, score, v, velocity or edm."""
+    conditioning: Named = Named("log_snr")
+    """What the network is shown of the noise level: log_snr, edm, index(T), continuous(scale) or sigma."""
+    levels: Named = Named("uniform")
+    """The law of t in training: uniform, knots(T), antithetic(T), log_normal(mean, std), logit_normal."""
+    weight: Named = Named("flat")
+    """What each noise level counts: flat, simple, edm, min_snr(gamma), p2, sigmoid(bias), likelihood."""
+    train: Train = Train()
+    sample: Sample = Sample()
+    seed: int = 0
+    """Seed of parameters, noise, data order and samples."""
+
+    def __post_init__(self):
+        t, s = self.train, self.sample
+        positive = {
+            "train.steps": t.steps, "train.batch": t.batch, "train.lr": t.lr, "train.visit": t.visit,
+            "train.save_every": t.save_every, "train.keep": t.keep, "sample.steps": s.steps, "sample.num": s.num,
+        }  # fmt: skip
+        for name, value in positive.items():
+            if not value > 0:
+                raise ConfigError(f"{name} must be positive, got {value}")
+        if not 0 <= t.label_dropout < 1:
+            raise ConfigError(f"train.label_dropout is a share, in [0, 1); got {t.label_dropout}")
+        if t.sample_every < 0 or t.warmup_steps < 0:
+            raise ConfigError("train.sample_every and train.warmup_steps must be 0 or more")
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ConfigError(f"name {self.name!r} names a directory: use letters, digits, '.', '_' and '-'")
+
+
+# ---------------------------------------------------------------- names and what they stand for
+
+
+def _discrete(table: str = "linear", T: int = 1000, **args):
+    return betas.discrete(_make("beta table", BETAS, Named(table, dict(args, T=T))))
+
+
+BETAS = {
+    "linear": betas.linear, "scaled_linear": betas.scaled_linear, "cosine": betas.cosine, "sigmoid": betas.sigmoid,
+}  # fmt: skip
+SCHEDULES = {
+    "vp": schedules.VP, "subvp": schedules.SubVP, "ve": schedules.VE, "edm": schedules.EDM,
+    "cosine": schedules.Cosine, "flow": schedules.Flow, "discrete": _discrete,
+}  # fmt: skip
+TARGETS = {
+    "x0": targets.X0, "eps": targets.Eps, "score": targets.Score, "v": targets.V, "velocity": targets.Velocity,
+    "edm": targets.EDM,
+}  # fmt: skip
+CONDITIONINGS = {
+    "log_snr": conditioning.LogSNR, "edm": conditioning.EDM, "index": conditioning.Index,
+    "continuous": conditioning.Continuous, "sigma": conditioning.Sigma,
+}  # fmt: skip
+LEVELS = {
+    "uniform": levels.Uniform, "knots": levels.Knots, "antithetic": levels.Antithetic,
+    "log_normal": levels.LogNormal, "logit_normal": levels.LogitNormal,
+}  # fmt: skip
+WEIGHTS = {
+    "flat": weights.Flat, "simple": weights.Simple, "edm": weights.EDM, "min_snr": weights.MinSNR, "p2": weights.P2,
+    "sigmoid": weights.Sigmoid, "likelihood": weights.Likelihood,
+}  # fmt: skip
+SOLVERS = {"ddpm": solvers.DDPM, "ddim": solvers.DDIM, "euler": solvers.Euler, "heun": solvers.Heun}
+EMAS = {"constant": ema.constant, "half_life": ema.half_life, "warmup": ema.warmup}
+GRIDS = {
+    "uniform": lambda schedule, n: grid.uniform(n, schedule.t_min, schedule.t_max),
+    "log_snr": lambda schedule, n: grid.log_snr(schedule, n),
+    "karras": lambda schedule, n, rho=7.0: grid.karras(schedule, n, rho),
+    "discrete": lambda schedule, n, spacing="leading": grid.discrete(_table_length(schedule), n, spacing),
+}
+
+
+def _table_length(schedule) -> int:
+    if not isinstance(schedule, jdiff.Discrete):
+        raise ConfigError("grid 'discrete' picks knots of a table, and needs schedule 'discrete'; use 'log_snr'")
+    return schedule.log_nsr.shape[0]
+
+
+def did_you_mean(name: str, names) -> str:
+    """' (did you mean ...?)' for a near miss, else ''."""
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _make(kind: str, table: dict, choice: Named, *given, **fixed):
+    """table[choice.name](*given, **choice.args, **fixed), with one clear line for what is wrong."""
+    if choice.name not in table:
+        hint = did_you_mean(choice.name, table)
+        raise ConfigError(f"unknown {kind} {choice.name!r}{hint}; one of {', '.join(table)}")
+    make = table[choice.name]
+    parameters = inspect.signature(make).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        valid = [name for name in list(parameters)[len(given) :] if name not in fixed]
+        for name in choice.args:
+            if name not in valid:
+                hint, known = did_you_mean(name, valid), ", ".join(valid) or "none"
+                raise ConfigError(f"{kind} {choice.name!r} has no argument {name!r}{hint}; valid: {known}")
+    try:
+        return make(*given, **choice.args, **fixed)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{kind} {choice.name!r}: {error}") from error
+
+
+def build_data(config: Config):
+    """The data set of a config."""
+    return _make("data set", DATASETS, config.data)
+
+
+def build_model(config: Config, classes: int):
+    """The network of a config; `num_classes` follows the data unless given."""
+    try:
+        return create_model(config.model.name, **dict(num_classes=classes) | config.model.args)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_schedule(config: Config):
+    """The noise schedule of a config."""
+    return _make("schedule", SCHEDULES, config.schedule)
+
+
+def build_objective(config: Config) -> dict:
+    """The keywords of `losses.denoising`: schedule, target, conditioning, levels, weight."""
+    return dict(
+        schedule=build_schedule(config),
+        target=_make("target", TARGETS, config.target),
+        conditioning=_make("conditioning", CONDITIONINGS, config.conditioning),
+        levels=_make("levels", LEVELS, config.levels),
+        weight=_make("weight", WEIGHTS, config.weight),
+    )
+
+
+def build_optimizer(config: Config):
+    """(optimiser, EMA law) of a config."""
+    t = config.train
+    fixed = dict(batch=t.batch) if t.ema.name == "half_life" else {}
+    try:
+        tx = optim.optimizer(t.optimizer, optim.lr_schedule(t.lr_schedule, t.lr, t.steps, t.warmup_steps), t.clip)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return tx, _make("ema", EMAS, t.ema, **fixed)
+
+
+def build_sampler(sample: Sample, schedule):
+    """(solver, times) of the sampling part of a config."""
+    return _make("solver", SOLVERS, sample.solver), _make("grid", GRIDS, sample.grid, schedule, sample.steps)
+
+
+def check(config: Config) -> None:
+    """Build everything that a config names but the data and the network's parameters, so that a typo shows at once."""
+    schedule = build_objective(config)["schedule"]
+    build_optimizer(config)
+    build_sampler(config.sample, schedule)
+    if config.model.name not in list_models():
+        build_model(config, 0)
+    if config.data.name not in DATASETS:
+        build_data(config)
+
+
+# ---------------------------------------------------------------- files
+
+
+def load_config(path) -> Config:
+    """The `config` that a Python file exports. Raises ConfigError for a missing file, a failing one, or none in it."""
+    path = Path(path)
+    if not path.is_file():
+        nearby = sorted(p.stem for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        hint = did_you_mean(path.stem, nearby)
+        raise ConfigError(f"no config file {path}{hint}; expected a Python file that exports `config = Config(...)`")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None:
+        raise ConfigError(f"{path} is not a Python file; expected one that exports `config = Config(...)`")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path} failed: {type(error).__name__}: {str(error).splitlines()[:1]}") from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path} exports no config; expected `config = Config(...)` from jdiff.config")
+    return config
+
+
+def to_json(config: Config) -> str:
+    """The config as JSON, read back by `from_json` to an equal one."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """The config that `to_json` wrote. Raises ConfigError for broken JSON, unknown or missing or mistyped settings."""
+    import dacite
+
+    try:
+        return dacite.from_dict(Config, _tuples(json.loads(text)), dacite.Config(strict=True))
+    except (json.JSONDecodeError, dacite.DaciteError, AttributeError) as error:
+        raise ConfigError(f"not a config of this version: {' '.join(str(error).split())}") from error
+
+
+def _tuples(value):
+    """JSON's lists as the tuples they were."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def flat(config) -> dict[str, Any]:
+    """{dotted name: value} of every setting."""
+    out = {}
+
+    def walk(prefix, value):
+        if dataclasses.is_dataclass(value):
+            value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            for k, v in value.items():
+                walk(f"{prefix}.{k}" if prefix else k, v)
+        else:
+            out[prefix] = value
+
+    walk("", config)
+    return out
+
+
+def differences(a: Config, b: Config, ignore=()) -> list[str]:
+    """Dotted names whose values differ; a name in `ignore` covers everything below it."""
+    x, y = flat(a), flat(b)
+    names = [k for k in {**x, **y} if x.get(k) != y.get(k)]
+    return [k for k in names if not any(k == i or k.startswith(i + ".") for i in ignore)]
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def parse(cls, argv, default=None, prog=None, description=None):
+    """An instance of `cls` from the command line by tyro; a bad argument is one line on stderr and exit status 2."""
+    import tyro
+
+    options = dict(default=default) if default is not None else {}
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            parsed = tyro.cli(cls, args=list(argv), prog=prog, description=description, **options)
+        return parsed if default is None else _drop_stale_args(parsed, default)
+    except ConfigError:
+        raise
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_one_line(captured.getvalue(), argv, default)) from None
+
+
+def _drop_stale_args(new, default):
+    """`new` without the arguments that a `Named` inherited from a default of another name."""
+    if isinstance(new, Named) and isinstance(default, Named):
+        if new.name == default.name:
+            return new
+        return Named(new.name, {k: v for k, v in new.args.items() if default.args.get(k) != v})
+    if not dataclasses.is_dataclass(new):
+        return new
+    fields = [f.name for f in dataclasses.fields(new)]
+    return dataclasses.replace(new, **{f: _drop_stale_args(getattr(new, f), getattr(default, f)) for f in fields})
+
+
+def _one_line(box: str, argv, default) -> str:
+    """tyro's message without its frame; for an unknown option, with the nearest valid one."""
+    known = [f"--{name}".replace("_", "-") for name in flat(default)] if default is not None else []
+    for word in argv:
+        option = word.split("=")[0]
+        if option.startswith("--") and known and option.replace("_", "-") not in known and "Unrecognized" in box:
+            return f"unknown setting {option}{did_you_mean(option.replace('_', '-'), known)}; --help lists them all"
+    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in box.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("Parsing error", "For full helptext"))]
+    text = re.sub(r"\s+", " ", " ".join(lines))
+    text = re.sub(r"^Value error Error parsing (Config: )?", "", text)
+    return re.sub(r"^Unrecognized options (?=Unr)", "", text) or "bad command line; see --help"
+
+
+def fail(message) -> None:
+    """Print one line on stderr and leave with status 2."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,128 @@
+"""A run directory, and what its config makes of it: data, network, denoiser, samples.
+
+`DIR/{config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/}`.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jdiff
+from jdiff import config as configs
+from jdiff.config import Config, ConfigError, Sample
+from jdiff.data import Dataset
+
+SNR_LIMIT = 1e-3  # alpha^2 / sigma^2 above which N(0, sigma^2) is visibly not where the process ends
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything a config names, built."""
+
+    directory: Path
+    config: Config
+    dataset: Dataset
+    model: Any
+    objective: dict  # the keywords of losses.denoising
+
+    @property
+    def schedule(self):
+        """The noise schedule."""
+        return self.objective["schedule"]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.directory / "checkpoints"
+
+    def init_params(self) -> Any:
+        """Fresh parameters, a function of the seed."""
+        x = jnp.zeros((1, *self.dataset.shape))
+        cond = jnp.zeros(1, jnp.int32) if self.dataset.classes else None
+        return jax.jit(self.model.init)(jax.random.key(self.config.seed), x, jnp.zeros(1), cond)
+
+
+def build(directory, config: Config) -> Run:
+    """Build a run from its config. Raises ConfigError for whatever in it has no meaning."""
+    configs.check(config)
+    dataset = configs.build_data(config)
+    if config.train.batch > len(dataset.x):
+        raise ConfigError(f"train.batch is {config.train.batch}, but {dataset.name} has {len(dataset.x)} samples")
+    model = configs.build_model(config, dataset.classes)
+    return Run(Path(directory), config, dataset, model, configs.build_objective(config))
+
+
+def open_run(directory) -> Run:
+    """The run of an existing directory. Raises ConfigError if there is none."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{directory} is no run directory: it has no config.json; make one with scripts/train.py")
+    return build(directory, configs.from_json(path.read_text()))
+
+
+def terminal_snr(run: Run) -> float:
+    """alpha^2 / sigma^2 where sampling starts."""
+    t = run.schedule.t_max
+    return float(jnp.exp(jdiff.log_snr(run.schedule, t)))
+
+
+def make_denoiser(run: Run, params, labels, guidance: float):
+    """The run's denoiser for labels (B,) or None, with classifier-free guidance unless `guidance` is 1."""
+    o = run.objective
+
+    def given(cond):
+        return jdiff.denoiser(run.model.apply, params, o["schedule"], o["target"], cond, conditioning=o["conditioning"])
+
+    if labels is None or guidance == 1:
+        return given(labels)
+    null = jnp.full_like(labels, run.dataset.classes)
+    return jdiff.guidance.cfg(given(labels), given(null), guidance)
+
+
+def draw(run: Run, params, key, num: int, how: Sample, labels=None, *, batch: int = 500, path: bool = False):
+    """num samples in the model's numbers, (num, ...), and their labels (num,) or None; labels cycle.
+
+    Sample i depends on (key, i) and its label alone. With `path`, also the states at times[1:], (N - 1, num, ...).
+    """
+    classes = run.dataset.classes
+    if labels is not None:
+        _check_labels(labels, classes)
+    if how.guidance != 1 and not classes:
+        raise ConfigError(f"guidance {how.guidance} needs classes, and {run.dataset.name} has none; use guidance 1")
+    cycle = np.resize(np.arange(classes) if labels is None else np.asarray(labels), num) if classes else None
+    solver, times = configs.build_sampler(how, run.schedule)
+    mean, std = run.dataset.moments() if how.match_prior else (0.0, 0.0)
+    k_prior, k_steps = jax.random.split(key)
+    size = min(batch, num)
+
+    @functools.partial(jax.jit, static_argnames="path")
+    def one_batch(params, rows, cond, path):
+        keys = [jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(rows) for k in (k_prior, k_steps)]
+        x = jdiff.prior(run.schedule, keys[0], (size, *run.dataset.shape), times[0], mean=mean, std=std)
+        denoise = make_denoiser(run, params, cond, how.guidance)
+        return jdiff.sample(solver, denoise, run.schedule, x, times, keys[1], path=path)
+
+    samples, paths = [], []
+    for first in range(0, num, size):
+        rows = np.minimum(np.arange(first, first + size), num - 1)  # the last batch is filled up, then cut
+        out = one_batch(params, rows, None if cycle is None else jnp.asarray(cycle[rows], jnp.int32), path)
+        x, states = out if path else (out, None)
+        kept = min(size, num - first)
+        samples.append(np.asarray(x)[:kept])
+        if path:
+            paths.append(np.asarray(states)[:, :kept])
+    samples = np.concatenate(samples)
+    return (samples, cycle, np.concatenate(paths, axis=1)) if path else (samples, cycle)
+
+
+def _check_labels(labels, classes: int) -> None:
+    if not classes:
+        raise ConfigError("labels were given, but this run has no classes")
+    wrong = [label for label in labels if not 0 <= label < classes]
+    if wrong:
+        raise ConfigError(f"label {wrong[0]} is none of the classes 0 to {classes - 1}")

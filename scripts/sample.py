@@ -1,0 +1,108 @@
+"""Sample from a trained run: `python scripts/sample.py RUN_DIR [--num 500 --solver heun --steps 20 ...]`."""
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+
+from jdiff import checkpoint, plot, runs
+from jdiff import config as configs
+from jdiff.config import Named
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Sample from a trained run. Settings left out are those of its config."""
+
+    run_dir: Annotated[str, tyro.conf.Positional]
+    """A run directory made by scripts/train.py."""
+    num: int = 100
+    """How many samples."""
+    solver: str | None = None
+    """ddpm, ddim, euler or heun."""
+    eta: float | None = None
+    """Stochasticity of ddim: 0 is deterministic, 1 is ddpm."""
+    grid: str | None = None
+    """uniform, log_snr, karras or discrete."""
+    steps: int | None = None
+    """Times of the grid: network calls of a one-evaluation solver."""
+    guidance: float | None = None
+    """Weight of classifier-free guidance; 1 is none."""
+    labels: tuple[int, ...] = ()
+    """Classes to cycle through; all when left out."""
+    seed: int = 0
+    """Sample i is a function of (seed, i) and its label."""
+    step: int | None = None
+    """The checkpoint to use; the newest when left out."""
+    out: str = "samples.png"
+    """Where to: a .png picture, or an .npz with `samples` and `labels`."""
+
+
+def main(argv: list[str]) -> int:
+    a = configs.parse(Arguments, argv, prog="scripts/sample.py")
+    out = Path(a.out)
+    if out.suffix not in (".png", ".npz"):
+        raise configs.ConfigError(f"--out {a.out}: expected a name that ends in .png or .npz")
+    if a.num < 1:
+        raise configs.ConfigError(f"--num must be positive, got {a.num}")
+    check_writable(out)
+    run = runs.open_run(a.run_dir)
+    how = run.config.sample
+    solver = how.solver if a.solver in (None, how.solver.name) else Named(a.solver)
+    if a.eta is not None:
+        solver = Named(solver.name, {**solver.args, "eta": a.eta})
+    how = dataclasses.replace(
+        how,
+        num=a.num,
+        solver=solver,
+        grid=how.grid if a.grid in (None, how.grid.name) else Named(a.grid),
+        steps=how.steps if a.steps is None else a.steps,
+        guidance=how.guidance if a.guidance is None else a.guidance,
+    )
+    config = dataclasses.replace(run.config, sample=how)  # checks the numbers
+    configs.build_sampler(config.sample, run.schedule)
+    like = jax.eval_shape(run.init_params)
+    like = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
+    try:
+        step, params = checkpoint.restore_ema(run.checkpoints, like, a.step)
+    except checkpoint.CheckpointError as error:
+        offer = f"; use it with --step {error.last_good}" if error.last_good is not None else ""
+        raise configs.ConfigError(f"{error}{offer}") from error
+
+    x, labels = runs.draw(run, params, jax.random.key(a.seed), a.num, how, a.labels or None)
+    samples = run.dataset.to_data(x)
+    if out.suffix == ".npz":
+        arrays = dict(samples=samples) | (dict(labels=labels.astype(np.int32)) if labels is not None else {})
+        plot.write(out, lambda file: np.savez_compressed(file, **arrays))
+    elif run.dataset.is_image:
+        plot.image_grid(out, samples, columns=min(a.num, max(10, int(np.sqrt(a.num)))))
+    else:
+        plot.plane_figure(out, [(0.0, run.dataset.held_x)], [(0.0, samples)])
+    print(
+        f"{a.num} samples of step {step:,} ({how.solver.name}, {how.steps} steps, guidance {how.guidance:g}) in {out}"
+    )
+    return 0
+
+
+def check_writable(out: Path) -> None:
+    """Find out before the work whether the output can be written."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out.parent):
+            pass
+        if out.is_dir():
+            raise IsADirectoryError(21, "is a directory")
+    except OSError as error:
+        raise configs.ConfigError(f"cannot write {out}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (configs.ConfigError, checkpoint.CheckpointError, OSError) as error:
+        configs.fail(error)
