@@ -5,10 +5,13 @@ becomes `denoise(x_t, t) -> E[x_0 | x_t]`; a solver steps from t to s < t; `samp
 """
 
 from jdiff import betas, conditioning, forward, grid, guidance, levels, losses, oracle, sde, solvers, targets, weights
+
+from jdiff import ema, models, optim, parallel, train  # isort: skip
 from jdiff.arrays import BatchKey
 from jdiff.betas import discrete
 from jdiff.denoisers import denoiser
 from jdiff.forward import Prediction, eps_from, prior, q_posterior, q_sample
+from jdiff.models import create_model, list_models, register_model
 from jdiff.sampling import sample
 from jdiff.schedules import EDM, VE, VP, Cosine, Discrete, Flow, Shifted, SubVP, log_snr, time_of
 

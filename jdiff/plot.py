@@ -60,6 +60,7 @@ def image_grid(path, images: np.ndarray, columns: int, labels=None, scale: int |
 def plane_figure(path, forward, backward, losses=None) -> None:
     """Write the figure of a plane: data at rising noise above, samples at falling noise below, the loss at the foot.
 
+    Each panel has its own scale, written below it: the data would be a dot at the scale of the noise.
     `forward`, `backward`: lists of (t, points (N, 2)); `losses`: (steps (M,), values (M,)), or None.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -69,12 +70,14 @@ def plane_figure(path, forward, backward, losses=None) -> None:
     figure = Figure(figsize=(2.1 * columns, 4.6 if losses is None else 6.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2 if losses is None else 3, columns)
-    reach = 1.05 * max(float(np.quantile(np.abs(points), 0.999)) for _, points in [*forward, *backward])
     for row, (title, panels, color) in enumerate((("data", forward, INK), ("samples", backward, ACCENT))):
         for column, (t, points) in enumerate(panels):
             axes = figure.add_subplot(grid[row, column])
             axes.scatter(*np.asarray(points)[:3000].T, s=1.2, color=color, alpha=0.35, linewidths=0, rasterized=True)
-            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+            reach = 1.1 * float(np.quantile(np.abs(points), 0.999))
+            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", yticks=[])
+            axes.set_xticks([-reach / 1.1, 0, reach / 1.1], [f"{-reach / 1.1:.2g}", "0", f"{reach / 1.1:.2g}"])
+            axes.tick_params(labelsize=7, color="#d5dbe1", labelcolor=FAINT)
             axes.set_title(f"t = {t:.2f}" if t else "t = 0", fontsize=9, color=INK)
             for spine in axes.spines.values():
                 spine.set_color("#d5dbe1")

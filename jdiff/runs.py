@@ -65,6 +65,11 @@ def open_run(directory) -> Run:
     return build(directory, configs.from_json(path.read_text()))
 
 
+def like(run: Run) -> Any:
+    """Zeros in the structure of the run's parameters, for restoring into."""
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), jax.eval_shape(run.init_params))
+
+
 def terminal_snr(run: Run) -> float:
     """alpha^2 / sigma^2 where sampling starts."""
     t = run.schedule.t_max

@@ -66,10 +66,8 @@ def main(argv: list[str]) -> int:
     )
     config = dataclasses.replace(run.config, sample=how)  # checks the numbers
     configs.build_sampler(config.sample, run.schedule)
-    like = jax.eval_shape(run.init_params)
-    like = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
     try:
-        step, params = checkpoint.restore_ema(run.checkpoints, like, a.step)
+        step, params = checkpoint.restore_ema(run.checkpoints, runs.like(run), a.step)
     except checkpoint.CheckpointError as error:
         offer = f"; use it with --step {error.last_good}" if error.last_good is not None else ""
         raise configs.ConfigError(f"{error}{offer}") from error

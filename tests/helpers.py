@@ -1,0 +1,52 @@
+"""What several test files share: all schedules, a mixture, and the exact probability-flow map."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jdiff
+
+SCHEDULES = {
+    "vp": jdiff.VP(),
+    "subvp": jdiff.SubVP(),
+    "ve": jdiff.VE(),
+    "edm": jdiff.EDM(),
+    "cosine": jdiff.Cosine(),
+    "flow": jdiff.Flow(),
+}
+MORE_SCHEDULES = SCHEDULES | {
+    "discrete": jdiff.discrete(jdiff.betas.linear(1000)),
+    "zero_snr": jdiff.discrete(jdiff.betas.zero_terminal_snr(jdiff.betas.scaled_linear(1000)), exact=True),
+    "shifted": jdiff.Shifted(jdiff.Flow(), 3.0),
+}
+
+
+def mixture():
+    """Two overlapping Gaussians of full covariance in the plane, in the default dtype."""
+    return jdiff.oracle.GaussianMixture(
+        np.array([0.4, 0.6]),
+        np.array([[0.8, -0.5], [-0.6, 0.7]]),
+        np.array([[[0.4, 0.1], [0.1, 0.3]], [[0.3, -0.1], [-0.1, 0.5]]]),
+    )
+
+
+def exact_flow(schedule, denoise, x, t, s):
+    """The probability-flow map from t to s by SciPy at 1e-11."""
+    from scipy.integrate import solve_ivp
+
+    velocity = jax.jit(jdiff.sde.probability_flow(denoise, schedule))
+
+    def rhs(t, flat):
+        return np.asarray(velocity(jnp.asarray(flat.reshape(x.shape)), jnp.asarray(t))).ravel()
+
+    solution = solve_ivp(rhs, (float(t), float(s)), np.asarray(x).ravel(), method="DOP853", rtol=1e-11, atol=1e-11)
+    assert solution.success
+    return solution.y[:, -1].reshape(x.shape)
+
+
+@functools.cache
+def jitted_sample():
+    """`jax.jit(jdiff.sample)` as its users jit it."""
+    return jax.jit(jdiff.sample, static_argnames=("path", "checkpoint"))

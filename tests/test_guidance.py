@@ -1,0 +1,82 @@
+"""Guidance: the extrapolation, its conventions and its shapes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import mixture
+
+import jdiff
+from jdiff.guidance import cfg, interval
+
+SCHEDULE = jdiff.VP()
+
+
+def pair():
+    one = mixture()
+    other = jdiff.oracle.GaussianMixture(one.weights, one.means + 0.5, 0.5 * one.covariances)
+    return one.denoise(SCHEDULE), other.denoise(SCHEDULE)
+
+
+X, T = jax.random.normal(jax.random.key(0), (3, 2)), jnp.array(0.4)
+
+
+@pytest.mark.parametrize("w", [0, 1, 2.5])
+def test_cfg_in_every_prediction(w):
+    """u + w (c - u) in x_0 and in eps; w = 1 is the conditional, w = 0 the unconditional."""
+    c, u = pair()
+    guided = cfg(c, u, w)
+    np.testing.assert_allclose(guided(X, T), (1 - w) * u(X, T) + w * c(X, T), rtol=1e-5, atol=1e-6)
+    x0, eps, _ = guided.predict(X, T)
+    np.testing.assert_allclose(x0, guided(X, T), rtol=1e-6)
+    np.testing.assert_allclose(eps, jdiff.eps_from(SCHEDULE, x0, X, T), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_per_sample_and_of_time():
+    c, u = pair()
+    w = jnp.array([0.0, 1.0, 3.0])
+    rows = [cfg(c, u, float(v))(X[i : i + 1], T)[0] for i, v in enumerate(w)]
+    np.testing.assert_allclose(cfg(c, u, w)(X, T), jnp.stack(rows), rtol=1e-5, atol=1e-6)
+    rising = jax.tree_util.Partial(lambda a, t: 1 + a * t, 5.0)
+    np.testing.assert_allclose(cfg(c, u, rising)(X, T), cfg(c, u, 3.0)(X, T), rtol=1e-5)
+    with pytest.raises(ValueError, match="shape"):
+        cfg(c, u, jnp.ones(2))(X, T)
+
+
+def test_interval():
+    """Guided inside (low, high] of sigma/alpha, conditional outside; also with a time per sample."""
+    c, u = pair()
+    guided, ratio = cfg(c, u, 3.0), float(SCHEDULE.sigma(T) / SCHEDULE.alpha(T))
+    np.testing.assert_allclose(interval(guided, c, 0.5 * ratio, 2 * ratio)(X, T), guided(X, T), rtol=1e-6)
+    np.testing.assert_allclose(interval(guided, c, 2 * ratio, 3 * ratio)(X, T), c(X, T), rtol=1e-6)
+    times = jnp.array([0.1, 0.4, 0.9])
+    mixed = interval(guided, c, 0.5 * ratio, 2 * ratio)(X, times)
+    np.testing.assert_allclose(mixed[0], c(X, times)[0], rtol=1e-5)
+    np.testing.assert_allclose(mixed[1], guided(X, times)[1], rtol=1e-5)
+    np.testing.assert_allclose(mixed[2], c(X, times)[2], rtol=1e-5)
+
+
+def test_interval_saves_evaluations():
+    """Outside the interval the unconditional network is not called: counted at run time, inside jit."""
+    count = []
+
+    def network(params, x, label, cond):
+        jax.debug.callback(lambda: count.append(1))
+        return x
+
+    c = jdiff.denoiser(network, (), SCHEDULE, jdiff.targets.V())
+    guided = interval(cfg(c, c, 2.0), c, 0.2, 1.0)
+    times = jdiff.grid.log_snr(SCHEDULE, 20)
+    inside = int(((jnp.exp(-0.5 * jdiff.log_snr(SCHEDULE, times)) > 0.2) &
+                  (jnp.exp(-0.5 * jdiff.log_snr(SCHEDULE, times)) <= 1.0)).sum())  # fmt: skip
+    jax.block_until_ready(jax.jit(jdiff.sample)(jdiff.solvers.Euler(), guided, SCHEDULE, X, times))
+    jax.effects_barrier()
+    assert len(count) == 20 + inside
+
+
+def test_errors():
+    c, _ = pair()
+    with pytest.raises(ValueError, match="no predict"):
+        cfg(c, lambda x, t: x, 2.0)
+    with pytest.raises(ValueError, match="low < high"):
+        interval(c, c, 2.0, 1.0)

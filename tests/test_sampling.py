@@ -1,0 +1,256 @@
+"""`sample`: transformations, keys, step counts, evaluations, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import MORE_SCHEDULES, SCHEDULES, jitted_sample, mixture
+
+import jdiff
+from jdiff import solvers
+
+SOLVERS = {"ddpm": solvers.DDPM(), "ddim": solvers.DDIM(0.5), "euler": solvers.Euler(), "heun": solvers.Heun()}
+
+
+def setup(schedule, batch=4, n=9):
+    x = jdiff.prior(schedule, jax.random.key(0), (batch, 2))
+    return mixture().denoise(schedule), x, jdiff.grid.log_snr(schedule, n)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_sample_i_depends_on_its_key_alone(solver):
+    """Sample i is the same in a batch of 1, 7 and 64."""
+    schedule = jdiff.VP()
+    denoise, x, times = setup(schedule, 64)
+    keys = jax.random.split(jax.random.key(1), 64)
+    whole = jdiff.sample(SOLVERS[solver], denoise, schedule, x, times, keys)
+    for batch in (1, 7):
+        part = jdiff.sample(SOLVERS[solver], denoise, schedule, x[:batch], times, keys[:batch])
+        np.testing.assert_allclose(part, whole[:batch], atol=1e-5)
+    one_key = [jdiff.sample(SOLVERS[solver], denoise, schedule, x[:b], times, jax.random.key(5)) for b in (1, 7, 64)]
+    np.testing.assert_allclose(one_key[0], one_key[2][:1], atol=1e-5)
+    np.testing.assert_allclose(one_key[1], one_key[2][:7], atol=1e-5)
+
+
+def test_different_samples_get_different_noise():
+    schedule = jdiff.VP()
+    denoise, _, times = setup(schedule)
+    x = jnp.ones((3, 2))
+    out = jdiff.sample(solvers.DDPM(), denoise, schedule, x, times, jax.random.key(0))
+    assert np.abs(out[0] - out[1]).max() > 1e-2
+    assert np.abs(out[1] - out[2]).max() > 1e-2
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_traced_n_equals_the_short_grid(solver):
+    """n of a padded grid gives what the grid of n gives, path and all, in one program."""
+    schedule, solver = jdiff.EDM(), SOLVERS[solver]
+    denoise, x, _ = setup(schedule)
+    run = jax.jit(jdiff.sample, static_argnames=("path",))
+    for n in (1, 2, 5, 12):
+        padded = jdiff.grid.karras(schedule, n, size=12)
+        # the padding repeats the last time, which an eager check of the grid would refuse
+        x0, path = run(solver, denoise, schedule, x, padded, jax.random.key(2), n=n, path=True)
+        short = jdiff.grid.karras(schedule, n)
+        expected, expected_path = jdiff.sample(solver, denoise, schedule, x, short, jax.random.key(2), path=True)
+        np.testing.assert_allclose(x0, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(path[: n - 1], expected_path, rtol=1e-4, atol=1e-4)
+    assert run._cache_size() == 1
+
+
+def test_one_compile_for_all_numbers():
+    """New eta, w, schedule numbers, parameters, times and n: one program. The denoiser is an argument."""
+
+    def apply(params, x, label, cond):
+        return params * x + label[:, None]
+
+    run = jax.jit(jdiff.sample, static_argnames=("path", "checkpoint"))
+    x = jnp.ones((2, 2))
+    for i in range(20):
+        schedule = jdiff.VP(0.1 + 0.01 * i, 10 + i)
+        target, conditioning = jdiff.targets.EDM(0.5 + 0.01 * i), jdiff.conditioning.LogSNR(0.5 + 0.02 * i)
+        networks = [
+            jdiff.denoiser(apply, jnp.float32(p + i), schedule, target, conditioning=conditioning) for p in (0, 1)
+        ]
+        denoise = jdiff.guidance.cfg(*networks, i % 5)  # integers and floats alike
+        n = 2 + i % 7
+        times = jdiff.grid.karras(schedule, n, rho=3.0 + i, size=8)
+        run(solvers.DDIM(i / 20 if i else 0), denoise, schedule, x, times, jax.random.key(i), n=n)
+    assert run._cache_size() == 1
+
+
+def test_vmap_over_eta_and_schedule_and_solver():
+    schedule = jdiff.VP()
+    denoise, x, times = setup(schedule)
+    etas = jnp.array([0.0, 0.3, 1.0])
+    many = jax.vmap(lambda eta: jdiff.sample(solvers.DDIM(eta), denoise, schedule, x, times, jax.random.key(1)))(etas)
+    for eta, got in zip(etas, many, strict=True):
+        one = jdiff.sample(solvers.DDIM(float(eta)), denoise, schedule, x, times, jax.random.key(1))
+        np.testing.assert_allclose(got, one, atol=1e-5)
+    whole = jax.vmap(lambda s: jdiff.sample(s, denoise, schedule, x, times, jax.random.key(1)))(solvers.DDIM(etas))
+    np.testing.assert_allclose(whole, many, atol=1e-6)
+    highs = jnp.array([10.0, 20.0])
+    by_schedule = jax.vmap(
+        lambda b: jdiff.sample(solvers.Heun(), mixture().denoise(jdiff.VP(0.1, b)), jdiff.VP(0.1, b), x, times)
+    )(highs)
+    one = jdiff.sample(solvers.Heun(), mixture().denoise(jdiff.VP(0.1, 10.0)), jdiff.VP(0.1, 10.0), x, times)
+    np.testing.assert_allclose(by_schedule[0], one, atol=1e-5)
+
+
+def finite(tree):
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, "ddim0", "ddim1"])
+@pytest.mark.parametrize("schedule", MORE_SCHEDULES)
+def test_gradients_are_finite(schedule, solver):
+    """With respect to x, times, solver and schedule, from t = 1 (where alpha may be 0), at eta of 0, 1/2 and 1."""
+    schedule = MORE_SCHEDULES[schedule]
+    solver = (SOLVERS | {"ddim0": solvers.DDIM(0.0), "ddim1": solvers.DDIM(1.0)})[solver]
+    _, x, times = setup(schedule)
+
+    def f(x, times, solver, schedule):
+        return jdiff.sample(solver, mixture().denoise(schedule), schedule, x, times, jax.random.key(0)).sum()
+
+    grads = jax.jit(jax.grad(f, (0, 1, 2, 3)))(x, times, solver, schedule)
+    assert finite(grads)
+    assert jnp.abs(grads[0]).max() > 0
+
+
+def test_gradient_against_finite_differences():
+    with jax.enable_x64(True):
+        schedule = jdiff.VP()
+        denoise, times = mixture().denoise(schedule), jdiff.grid.log_snr(schedule, 8)
+        x = jdiff.prior(schedule, jax.random.key(0), (1, 2), dtype=jnp.float64)
+
+        def f(x, checkpoint=True):
+            return jdiff.sample(solvers.Heun(), denoise, schedule, x, times, checkpoint=checkpoint)[0, 0]
+
+        gradient, h = jax.grad(f)(x), 1e-6
+        numeric = [(f(x.at[0, i].add(h)) - f(x.at[0, i].add(-h))) / (2 * h) for i in range(2)]
+        np.testing.assert_allclose(gradient[0], jnp.array(numeric), rtol=1e-6)
+        np.testing.assert_allclose(gradient, jax.grad(lambda x: f(x, False))(x), rtol=1e-12)
+        np.testing.assert_allclose(jax.jacfwd(f)(x), gradient, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9, 10, 24, 26])
+def test_checkpointing_changes_nothing(n):
+    """Chunks, remainders and paths of every length equal the plain scan."""
+    schedule = jdiff.VP()
+    denoise, x, _ = setup(schedule)
+    times = jdiff.grid.uniform(n)
+    outs = [
+        jdiff.sample(solvers.DDPM(), denoise, schedule, x, times, jax.random.key(0), path=True, checkpoint=c)
+        for c in (True, False)
+    ]
+    assert outs[0][1].shape[0] == n - 1
+    for a, b in zip(*outs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver,calls", [("ddim", 7), ("euler", 7), ("heun", 13)])
+def test_network_evaluations(solver, calls):
+    """n calls for a one-evaluation solver, 2n - 1 for Heun, counted at run time."""
+    schedule, count = jdiff.EDM(), []
+
+    def apply(params, x, label, cond):
+        jax.debug.callback(lambda: count.append(1))
+        return x
+
+    denoise = jdiff.denoiser(apply, (), schedule, jdiff.targets.EDM())
+    x = jnp.ones((2, 2))
+    times = jdiff.grid.karras(schedule, 7)
+    jax.block_until_ready(jdiff.sample(SOLVERS[solver], denoise, schedule, x, times, jax.random.key(0)))
+    jax.effects_barrier()
+    assert len(count) == calls
+
+
+def test_a_plain_function_is_a_denoiser():
+    schedule = jdiff.Flow()
+    denoise, x, times = setup(schedule)
+    a = jdiff.sample(solvers.Heun(), denoise, schedule, x, times)
+    b = jdiff.sample(solvers.Heun(), lambda x, t: denoise(x, t), schedule, x, times)
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_targets_give_the_same_trajectory(schedule):
+    """One true function wrapped as an x0-, eps-, score-, v-, velocity- or edm-network samples alike."""
+    with jax.enable_x64(True):
+        schedule = SCHEDULES[schedule]
+        oracle = mixture().denoise(schedule)
+        times = jdiff.grid.log_snr(schedule, 10, t_max=0.9)
+        x = jdiff.prior(schedule, jax.random.key(0), (3, 2), 0.9, dtype=jnp.float64)
+        expected = jdiff.sample(solvers.Heun(), oracle, schedule, x, times)
+
+        class Time:  # shows the network x and t themselves
+            def __call__(self, schedule, x, t):
+                return x, jnp.broadcast_to(t, x.shape[:1])
+
+        for target in (
+            jdiff.targets.X0(), jdiff.targets.Eps(), jdiff.targets.Score(), jdiff.targets.V(),
+            jdiff.targets.Velocity(), jdiff.targets.EDM(0.7),
+        ):  # fmt: skip
+
+            def apply(params, x, t, cond, target=target):
+                x0, eps, _ = oracle.predict(x, t)
+                return jdiff.targets.aim(schedule, target, x0, eps, t)
+
+            jax.tree_util.register_static(Time) if Time not in _SEEN else None
+            _SEEN.add(Time)
+            denoise = jdiff.denoiser(apply, (), schedule, target, conditioning=Time())
+            got = jdiff.sample(solvers.Heun(), denoise, schedule, x, times)
+            np.testing.assert_allclose(got, expected, rtol=1e-7, atol=1e-9)
+
+
+_SEEN = set()
+
+
+def test_sharded_and_pmapped_equal_one_device():
+    from jdiff import parallel
+
+    schedule = jdiff.VP()
+    denoise, x, times = setup(schedule, 16)
+    keys = jax.random.split(jax.random.key(3), 16)
+    expected = jdiff.sample(solvers.DDPM(), denoise, schedule, x, times, keys)
+    mesh = parallel.mesh()
+    sharded = jitted_sample()(
+        solvers.DDPM(), denoise, schedule, *parallel.shard_batch(mesh, (x,)), times, parallel.shard_batch(mesh, keys)
+    )
+    assert len(sharded.sharding.device_set) == 8
+    np.testing.assert_allclose(sharded, expected, atol=1e-5)
+    mapped = jax.pmap(lambda x, keys: jdiff.sample(solvers.DDPM(), denoise, schedule, x, times, keys))(
+        x.reshape(8, 2, 2), keys.reshape(8, 2)
+    )
+    np.testing.assert_allclose(mapped.reshape(16, 2), expected, atol=1e-5)
+
+
+def test_errors():
+    schedule = jdiff.VE()
+    denoise, x, times = setup(schedule)
+    go = lambda **k: jdiff.sample(*(k.get(n, d) for n, d in dict(  # noqa: E731
+        solver=solvers.DDIM(0.5), denoise=denoise, schedule=schedule, x=x, times=times, key=None).items()))  # fmt: skip
+    with pytest.raises(ValueError, match="DDIM draws noise: give a key"):
+        go()
+    with pytest.raises(ValueError, match="must descend"):
+        go(times=times[::-1], solver=solvers.Euler())
+    with pytest.raises(ValueError, match="sigma = 0"):
+        jdiff.sample(solvers.Euler(), mixture().denoise(jdiff.Flow()), jdiff.Flow(), x, jnp.array([1.0, 0.5, 0.0]))
+    with pytest.raises(ValueError, match="keys for a batch"):
+        go(key=jax.random.split(jax.random.key(0), 3))
+    with pytest.raises(ValueError, match="expected floating noise"):
+        go(x=jnp.ones((2, 2), int), solver=solvers.Euler())
+    with pytest.raises(ValueError, match="n = 10"):
+        jdiff.sample(solvers.Euler(), denoise, schedule, x, times, n=10)
+    wrong = jdiff.denoiser(lambda p, x, label, cond: x[:, :1], (), schedule, jdiff.targets.X0())
+    with pytest.raises(ValueError, match="the network returned"):
+        go(denoise=wrong, solver=solvers.Euler())
+
+
+def test_noise_without_a_key_is_never_left_out():
+    """Where eta is traced nobody can look at it: a nonzero one without a key gives nan, a zero one works."""
+    schedule = jdiff.VP()
+    denoise, x, times = setup(schedule)
+    run = jax.jit(lambda eta: jdiff.sample(solvers.DDIM(eta), denoise, schedule, x, times))
+    np.testing.assert_allclose(run(0.0), jdiff.sample(solvers.Euler(), denoise, schedule, x, times), atol=1e-6)
+    assert jnp.isnan(run(0.5)).all()
