@@ -17,14 +17,20 @@ config = Config(
     levels=Named("antithetic", {"T": T}),
     weight=Named("simple"),
     train=Train(
-        steps=30_000,
+        steps=45_000,
         batch=128,
         lr=1e-3,
         clip=1.0,
-        ema=Named("half_life", {"images": 128_000.0}),
+        ema=Named("half_life", {"images": 600_000.0}),
         visit=500,
-        save_every=10_000,
+        save_every=15_000,
     ),
     # terminal alpha_bar is 0.78: N(0, 1) is not where this process ends
-    sample=Sample(solver=Named("ddpm"), grid=Named("discrete"), steps=T, num=10_000, match_prior=True),
+    sample=Sample(
+        solver=Named("ddpm", {"variance": "large"}),
+        grid=Named("discrete"),
+        steps=T,
+        num=10_000,
+        match_prior=True,
+    ),
 )

@@ -59,7 +59,7 @@ def test_moments_of_gaussian_data(schedule, solver):
             probe = jnp.concatenate([jnp.zeros((1, 2)), jnp.eye(2)])  # the affine map from its values at 0 and e_i
 
             def one(m, S, i, plan=plan, times=times, probe=probe):
-                now = solvers.Now(i, times[i], times[i + 1], jax.tree.map(lambda a: a[i], plan))
+                now = solvers.Now(i, times[i], times[i + 1], jax.tree.map(lambda p: p[i], plan))
                 key = jax.random.split(jax.random.key(i), 3) if solver.stochastic else None
                 if key is None:
                     out, spread = solver.step(denoise, schedule, probe, now, (), None)[0], 0.0
@@ -130,7 +130,7 @@ def test_ddpm_is_ho_posterior(name):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_euler_is_euler_in_sigma(schedule):
-    """In xhat = x/alpha and sigmahat = sigma/alpha, the step is xhat + (sigmahat_s - sigmahat_t) (xhat - x0)/sigmahat_t."""
+    """With h = x/alpha and r = sigma/alpha, the step is h + (r_s - r_t) (h - x0) / r_t."""
     with jax.enable_x64(True):
         schedule = SCHEDULES[schedule]
         denoise = mixture().denoise(schedule)
