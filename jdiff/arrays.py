@@ -77,7 +77,7 @@ def as_time(t) -> Array:
     t = jnp.asarray(t)
     if not jnp.issubdtype(t.dtype, jnp.floating):
         t = t.astype(float)
-    return t.astype(jnp.promote_types(t.dtype, jnp.float32))
+    return t if jnp.finfo(t.dtype).bits >= 32 else t.astype(jnp.float32)
 
 
 def check_time(t, x) -> None:

@@ -297,7 +297,7 @@ def time_of(schedule: Schedule, log_snr) -> Array:
 
     Closed form where the schedule has one, else bisection over [0, 1] with the derivative of the implicit function.
     """
-    value = as_time(log_snr)
+    value = jnp.clip(as_time(log_snr), -80, 80)  # where float32's exponent ends; nothing is told apart beyond
     return _time_at(schedule, jnp.sqrt(jax.nn.sigmoid(value)), jnp.sqrt(jax.nn.sigmoid(-value)))
 
 
