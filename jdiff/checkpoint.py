@@ -1,18 +1,23 @@
 """Checkpoints on Orbax: atomic, one directory a step, the newest good one restored.
 
-`DIR/STEP/{params, ema, opt_state, extra}`. A directory appears under its final name only when it is complete.
+`DIR/STEP/{params, ema, opt_state, extra}`. A directory appears under its final name only when it is complete. It holds
+a CRC-32 of each array as well: Orbax notices a file that is cut or gone, but not a flipped bit.
 """
 
 import contextlib
+import json
 import logging
 import time
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jdiff.parallel import unstack
 from jdiff.train import TrainState
 
 ITEMS = ("params", "ema", "opt_state", "extra")
@@ -34,33 +39,48 @@ def steps(directory) -> list[int]:
     return sorted(int(p.name) for p in directory.iterdir() if p.is_dir() and p.name.isdigit())
 
 
-def save(directory, state: TrainState, keep: int = 3) -> int:
-    """Write the state under its own step, drop all but the newest `keep`, and return the step.
+def save(directory, state: TrainState, keep: int | None = 3) -> int:
+    """Write the state under its own step, drop all but the newest `keep` up to it (None: none), return the step.
 
-    A checkpoint of the same step is left as it is: the step is a function of nothing else. Raises OSError where
-    the directory cannot be written; earlier checkpoints stay.
+    A pmapped state is saved as one copy. A checkpoint of the same step is left as it is: the step is a function of
+    nothing else; those of later steps are not touched (see `set_aside`). Under several processes all of them call this.
+    Raises ValueError unless keep >= 1, and OSError where the directory cannot be written; earlier checkpoints stay.
     """
     import orbax.checkpoint as ocp
 
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep is a number of checkpoints, at least 1, or None for all; got {keep}")
+    if jnp.ndim(state.step):
+        state = unstack(state)
     step = int(state.step)
-    items = {name: getattr(state, name) for name in ITEMS if jax.tree.leaves(getattr(state, name))}
-    with _manager(directory, keep) as manager:
+    items = {name: jax.tree.map(_host, getattr(state, name)) for name in ITEMS if jax.tree.leaves(getattr(state, name))}
+    with _manager(directory, cleanup=True) as manager:
         if step not in manager.all_steps():
-            manager.save(step, args=ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()}))
+            # force: Orbax drops without a word what is older than its newest checkpoint
+            args = ocp.args.Composite(**{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()})
+            manager.save(step, args=args, force=True, custom_metadata=dict(items=list(items), crc32=_checksums(items)))
+        for old in sorted(s for s in manager.all_steps() if s <= step)[: -keep if keep else 0]:
+            manager.delete(old)
     return step
 
 
-def restore(directory, like: TrainState) -> TrainState:
-    """The newest checkpoint that can be read, in the structure, shapes and placement of `like`.
+def restore(directory, like: TrainState, step: int | None = None) -> TrainState:
+    """The newest checkpoint that can be read, or that of `step`, in the structure, shapes and dtypes of `like`.
 
-    Walks downward past damaged ones with a warning each. Raises CheckpointError if there are none, if all are damaged,
-    or if they are of another model or optimiser.
+    Arrays that are committed to devices in `like` are placed as they are there, all others left uncommitted, as a new
+    state is. Walks downward past damaged checkpoints with a warning each; a damaged one that was asked for by `step` is
+    an error. Raises CheckpointError if there is none, if all are damaged (`last_good` is set where there is another),
+    or if they are of another model or optimizer.
     """
-    names = [name for name in ITEMS if jax.tree.leaves(getattr(like, name))]
-    step, items, damaged = _newest(directory, {name: getattr(like, name) for name in names}, steps(directory))
+    if jnp.ndim(like.step):
+        raise CheckpointError("like is a pmapped state; restore into the single one, then parallel.stack the result")
+    trees = {name: getattr(like, name) for name in ITEMS}
+    good, items, damaged = _newest(directory, trees, step)
+    if step is not None:
+        _check_undamaged(directory, good, damaged)
     for bad, reason in damaged.items():
-        warnings.warn(f"checkpoint {bad} in {directory} is damaged ({reason}); going on from {step}", stacklevel=2)
-    return like.replace(step=jnp.asarray(step, jnp.int32), **items)
+        warnings.warn(f"checkpoint {bad} in {directory} is damaged ({reason}); going on from {good}", stacklevel=2)
+    return like.replace(step=_place(like.step, np.asarray(good, np.int32)), **items)
 
 
 def restore_ema(directory, like: Any, step: int | None = None) -> tuple[int, Any]:
@@ -68,15 +88,8 @@ def restore_ema(directory, like: Any, step: int | None = None) -> tuple[int, Any
 
     Raises CheckpointError if it is missing, damaged (with `last_good` set) or of another model.
     """
-    found = steps(directory)
-    if step is not None and step not in found:
-        raise CheckpointError(f"no checkpoint {step} in {directory}; there are {', '.join(map(str, found)) or 'none'}")
-    good, items, damaged = _newest(directory, dict(ema=like), found if step is None else [step])
-    if damaged:
-        bad, reason = next(iter(damaged.items()))
-        raise CheckpointError(
-            f"checkpoint {bad} in {directory} is damaged ({reason}); the last good one is {good}", good
-        )
+    good, items, damaged = _newest(directory, dict(ema=like), step)
+    _check_undamaged(directory, good, damaged)
     return good, items["ema"]
 
 
@@ -89,68 +102,176 @@ def set_aside(directory, after: int) -> None:
             source.rename(target if not target.exists() else source.with_suffix(f".damaged.{time.time_ns()}"))
 
 
-def _newest(directory, like: dict, candidates: list[int]) -> tuple[int, dict, dict[int, str]]:
-    """(step, items, {damaged step: why}) for the newest of the candidates that can be read."""
-    import orbax.checkpoint as ocp
+# ---------------------------------------------------------------- reading
 
+
+def _newest(directory, like: dict, step: int | None) -> tuple[int, dict, dict[int, str]]:
+    """(step, items, {damaged step: why}) for the newest checkpoint, up to `step`, that can be read."""
+    found = steps(directory)
+    if step is not None and step not in found:
+        raise CheckpointError(f"no checkpoint {step} in {directory}; there are {', '.join(map(str, found)) or 'none'}")
+    candidates = [s for s in found if step is None or s <= step]
     if not candidates:
         raise CheckpointError(f"no checkpoints in {directory}; train first, or name another run directory")
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()})
     damaged = {}
-    with _manager(directory, None) as manager:
-        for step in reversed(candidates):
+    with _manager(directory) as manager:
+        for candidate in reversed(candidates):
             try:
-                stored = manager.item_metadata(step)
-                difference = _difference({name: stored[name] for name in like}, like)
+                difference = _difference(_stored_shapes(manager, candidate, like), _shapes(like))
                 if not difference:
-                    items = manager.restore(step, args=args)
-                    return step, {name: items[name] for name in like}, damaged
+                    return candidate, _read(manager, candidate, like), damaged
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-                damaged[step] = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+                damaged[candidate] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
                 continue
-            raise CheckpointError(f"checkpoint {step} in {directory} is of another model or optimizer: {difference}")
-    raise CheckpointError(f"every checkpoint in {directory} is damaged (steps {', '.join(map(str, candidates))})")
+            raise CheckpointError(
+                f"checkpoint {candidate} in {directory} is of another model or optimizer: {difference}"
+            )
+    reasons = "; ".join(f"step {bad}: {reason}" for bad, reason in damaged.items())
+    upto = "" if step is None else f" up to step {step}"
+    raise CheckpointError(f"every checkpoint in {directory}{upto} is damaged ({reasons})")
 
 
-def _difference(stored: dict, like: dict) -> str | None:
-    """What differs between stored and expected trees, in a few words; None if nothing does."""
-    ours, theirs = _shapes(like), {}
-    for name, metadata in stored.items():
-        if metadata is None:
-            raise ValueError(f"{name} is missing")
-        theirs |= _shapes({name: getattr(metadata, "tree", metadata)})
-    missing, extra = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
-    wrong = [k for k in ours if k in theirs and ours[k] != theirs[k]]
-    for label, names in (("missing", missing), ("unexpected", extra)):
+def _check_undamaged(directory, good: int, damaged: dict[int, str]) -> None:
+    for bad, reason in damaged.items():
+        raise CheckpointError(
+            f"checkpoint {bad} in {directory} is damaged ({reason}); the last good one is {good}", good
+        )
+
+
+def _read(manager, step: int, like: dict) -> dict:
+    """The items of one checkpoint, placed as in `like`. Raises whatever is wrong with a damaged one."""
+    import orbax.checkpoint as ocp
+
+    like, empty = _with_leaves(like)
+    arguments = {
+        name: ocp.args.PyTreeRestore(tree, restore_args=jax.tree.map(_restore_args, tree))
+        for name, tree in like.items()
+    }
+    restored = manager.restore(step, args=ocp.args.Composite(**arguments))
+    items = {name: restored[name] for name in like}
+    sums = _note(manager, step).get("crc32", {})
+    for path, found in _checksums(items).items():
+        if sums.get(path, found) != found:
+            raise ValueError(f"{path} does not match its checksum")
+    return {name: jax.tree.map(_place, like[name], items[name]) for name in like} | empty
+
+
+def _read_through(item: Path) -> None:
+    """Read an item's files in turn: Orbax reads them all at once, and litters stderr when one is damaged."""
+    import tensorstore as ts
+
+    if not (item / "manifest.ocdbt").is_file():
+        raise ValueError(f"{item.name} is incomplete")
+    store = ts.KvStore.open({"driver": "ocdbt", "base": {"driver": "file", "path": f"{item}/"}}).result()
+    for key in store.list().result():
+        store.read(key).result()
+
+
+def _restore_args(leaf):
+    """Read to the host, to check and place it there, unless other processes hold parts of the array."""
+    import orbax.checkpoint as ocp
+
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+    return ocp.RestoreArgs(restore_type=np.ndarray)
+
+
+def _place(leaf, value):
+    if isinstance(value, jax.Array):
+        return value
+    value = jnp.array(value, leaf.dtype, copy=True)
+    sharding = getattr(leaf, "sharding", None)
+    return jax.device_put(value, sharding) if sharding is not None and getattr(leaf, "committed", True) else value
+
+
+# ---------------------------------------------------------------- what a checkpoint says of itself
+
+
+def _host(leaf):
+    """The leaf as NumPy, which any number of devices can read; as it is if other processes hold parts of it."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return np.asarray(leaf.addressable_data(0)) if leaf.is_fully_replicated else leaf
+    return np.asarray(leaf)
+
+
+def _checksums(items: dict) -> dict[str, int]:
+    """{path: CRC-32} of the NumPy leaves."""
+    return {path: zlib.crc32(leaf.tobytes()) for path, leaf in _leaves(items) if isinstance(leaf, np.ndarray)}
+
+
+def _note(manager, step: int) -> dict:
+    """The items and checksums that `save` noted; empty where the note is lost, which harms nothing but the check."""
+    path = Path(manager.directory) / str(step) / "_CHECKPOINT_METADATA"
+    try:  # not by manager.metadata, which opens all arrays first
+        return json.loads(path.read_text())["custom_metadata"] or {}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _stored_shapes(manager, step: int, like: dict) -> dict[str, tuple]:
+    """{path: shape} of those stored items that `like` names."""
+    directory = Path(manager.directory) / str(step)
+    stored = _note(manager, step).get("items") or [name for name in ITEMS if (directory / name).is_dir()]
+    names = [name for name in stored if name in like]
+    for name in names:
+        _read_through(directory / name)
+    metadata = manager.item_metadata(step)
+    shapes = {}
+    for name in names:
+        if metadata[name] is None:
+            raise ValueError(f"{name} is incomplete")
+        shapes |= _shapes({name: getattr(metadata[name], "tree", metadata[name])})
+    return shapes
+
+
+def _difference(stored: dict[str, tuple], like: dict[str, tuple]) -> str | None:
+    """What differs between stored and expected shapes, in a few words; None if nothing does."""
+    for label, names in (("missing", like.keys() - stored.keys()), ("unexpected", stored.keys() - like.keys())):
         if names:
-            return f"{label} {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    if wrong:
-        return f"{wrong[0]} has shape {theirs[wrong[0]]}, expected {ours[wrong[0]]}"
+            return f"{label} {min(names)}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    for path in like:
+        if like[path] != stored[path]:
+            return f"{path} has shape {stored[path]}, expected {like[path]}"
     return None
 
 
 def _shapes(tree) -> dict[str, tuple]:
-    """{path: shape} over the leaves, the path written alike for attributes, keys and indices."""
+    return {path: tuple(leaf.shape) for path, leaf in _leaves(tree)}
+
+
+def _leaves(tree):
+    """(path, leaf) pairs, the path written alike for attributes, keys and indices."""
 
     def name(key):
         return str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))))
 
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {".".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
+    return [(".".join(map(name, path)), leaf) for path, leaf in leaves]
+
+
+def _with_leaves(trees: dict) -> tuple[dict, dict]:
+    """The trees that have leaves, and those that have none: Orbax stores no empty ones."""
+    full = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
+    return full, {name: tree for name, tree in trees.items() if name not in full}
 
 
 @contextlib.contextmanager
-def _manager(directory, keep):
+def _manager(directory, cleanup: bool = False):
+    """An Orbax manager that keeps quiet; with `cleanup`, it removes what a killed save has left."""
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, cleanup_tmp_directories=keep is not None, enable_async_checkpointing=False
+        max_to_keep=None, create=cleanup, cleanup_tmp_directories=cleanup, enable_async_checkpointing=False
     )
-    handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
-    manager = ocp.CheckpointManager(Path(directory).resolve(), options=options, item_handlers=handlers)
+    handlers = {name: ocp.PyTreeCheckpointHandler(use_ocdbt=True) for name in ITEMS}
     try:
-        yield manager
+        manager = ocp.CheckpointManager(Path(directory).resolve(), options=options, item_handlers=handlers)
+        try:
+            yield manager
+        finally:
+            manager.close()
     finally:
-        manager.close()
+        logger.setLevel(level)

@@ -13,8 +13,13 @@ from jdiff.arrays import Array
 
 
 def update(ema: Any, params: Any, keep) -> Any:
-    """keep * ema + (1 - keep) * params, leaf by leaf; exact where the two agree."""
-    return jax.tree.map(lambda old, new: new + jnp.asarray(keep, new.dtype) * (old - new), ema, params)
+    """keep * ema + (1 - keep) * params, leaf by leaf, in the dtype of `ema`; exact where the two agree."""
+
+    def leaf(old, new):
+        new = jnp.asarray(new, old.dtype)
+        return new + jnp.asarray(keep, old.dtype) * (old - new)
+
+    return jax.tree.map(leaf, ema, params)
 
 
 def constant(decay: float) -> Callable[[Array], Array]:
@@ -34,7 +39,7 @@ def half_life(images: float, batch: int, ramp: float | None = 0.05) -> Callable[
         raise ValueError(f"ema: half-life {images}, batch {batch} and ramp {ramp} must be positive")
 
     def decay(step):
-        seen = (step + 1).astype(jnp.float32) * batch
+        seen = jnp.asarray(step + 1, jnp.float32) * batch
         memory = images if ramp is None else jnp.minimum(images, ramp * seen)
         return jnp.exp2(-batch / memory)
 
@@ -42,5 +47,13 @@ def half_life(images: float, batch: int, ramp: float | None = 0.05) -> Callable[
 
 
 def warmup(max_decay: float = 0.9999, inv_gamma: float = 1.0, power: float = 2 / 3) -> Callable[[Array], Array]:
-    """min(max_decay, 1 - (1 + step / inv_gamma)^-power): the average over a growing window."""
-    return lambda step: jnp.minimum(max_decay, 1 - (1 + step.astype(jnp.float32) / inv_gamma) ** -power)
+    """min(max_decay, 1 - (1 + step / inv_gamma)^-power): the average over a growing window.
+
+    With power 1 and inv_gamma 1, the plain mean of all parameters so far, until max_decay. Raises ValueError for a
+    max_decay outside [0, 1), and where inv_gamma or power is not positive.
+    """
+    if not 0 <= max_decay < 1 or inv_gamma <= 0 or power <= 0:
+        raise ValueError(
+            f"ema: max_decay must be in [0, 1), inv_gamma and power positive; got {max_decay}, {inv_gamma}, {power}"
+        )
+    return lambda step: jnp.minimum(max_decay, 1 - (1 + jnp.asarray(step, jnp.float32) / inv_gamma) ** -power)

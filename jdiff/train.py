@@ -45,18 +45,30 @@ def make_train_step(
     """A pure step `(state, key, data, cond=None) -> (state, aux)`; jit it with donate_argnums=0.
 
     `loss(params, key, data, cond) -> (scalar, aux)`; with `state.extra` it is called with `extra=` too and returns the
-    new collections as `aux["extra"]`. `key` is the same all run: the step folds in `state.step`, so that a resumed run
-    draws what an undisturbed one does. `decay(step)` is the weight that the average keeps of its past. `project` acts
-    on the parameters after the update. aux gains `loss` and `grad_norm`, a number each.
+    new collections as `aux["extra"]`. aux is a dict of numbers and of arrays with the batch in front. `key` is the same
+    all run: the step folds in `state.step`, so that a resumed run draws what an undisturbed one does. `decay(step)`, or
+    a number, is the weight that the average keeps of its past. `project` acts on the parameters after the update,
+    before the average. aux gains `loss` and `grad_norm` (of the mean gradient, before any clipping), a number each.
 
-    `accumulate` splits the batch into that many slices, one after the other; `axis_name` averages over the devices of a
-    pmap or shard_map. In both cases the loss is given a `BatchKey`, which tells it the rows of the global batch that
-    it sees: losses that draw by position (`losses.denoising`, `arrays.normal`) then agree with the whole batch at once.
-    Raises ValueError if the batch does not divide.
+    `accumulate` splits the batch into that many slices, one after the other; `axis_name` is that of a pmap or shard_map
+    around the step, each device holding its part of the batch. Gradients, numbers in aux and, over devices, floating
+    collections are averaged; arrays in aux are joined again, per device; collections pass from slice to slice. In both
+    cases the loss is given a `BatchKey(key, start, size)`, which tells it the rows of the global batch that it sees:
+    losses that draw by position (`losses.denoising`, `arrays.normal`) then agree with the whole batch at once.
+    Raises ValueError if the batch does not divide, or data and cond are not of one length.
     """
     decay = decay if callable(decay) else constant(decay)
     if accumulate < 1:
         raise ValueError(f"accumulate is a number of slices, at least 1; got {accumulate}")
+
+    def varying(tree):
+        def leaf(a):
+            try:
+                return lax.pcast(a, axis_name, to="varying")
+            except ValueError:  # it is already
+                return a
+
+        return jax.tree.map(leaf, tree) if axis_name else tree
 
     def value_and_grad(state, key, data, cond):
         def scalar(params):
@@ -64,16 +76,22 @@ def make_train_step(
                 return loss(params, key, data, cond)
             return loss(params, key, data, cond, extra=state.extra)
 
-        (value, aux), grads = jax.value_and_grad(scalar, has_aux=True)(state.params)
+        # per device: shard_map would otherwise sum the gradients of replicated parameters over the devices
+        (value, aux), grads = jax.value_and_grad(scalar, has_aux=True)(varying(state.params))
+        if state.extra is not None and "extra" not in aux:
+            raise ValueError('the state has extra collections: the loss must return the new ones as aux["extra"]')
         return grads, dict(aux, loss=value)
 
     def accumulated(state, key, data, cond):
-        rows = jax.tree.leaves(data)[0].shape[0]
-        devices = lax.axis_size(axis_name) if axis_name else 1
-        if rows % accumulate:
-            raise ValueError(f"a batch of {rows} does not divide into {accumulate} slices")
         if axis_name is None and accumulate == 1:
             return value_and_grad(state, key, data, cond)
+        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((data, cond))}
+        if len(lengths) != 1 or () in lengths:
+            raise ValueError(f"data and cond must share one leading axis, the batch; found {sorted(lengths)}")
+        ((rows,),) = lengths
+        if rows % accumulate:
+            raise ValueError(f"a batch of {rows} does not divide into {accumulate} slices")
+        devices = lax.axis_size(axis_name) if axis_name else 1
         first = lax.axis_index(axis_name) * rows if axis_name else 0
         size = rows // accumulate
 
@@ -91,13 +109,15 @@ def make_train_step(
             state, (grads, aux) = slice_step(state, j)
             return (state, jax.tree.map(jnp.add, total, grads)), aux
 
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        if axis_name:  # the carry varies over devices from the first slice on
-            zeros = jax.tree.map(lambda a: lax.pcast(a, axis_name, to="varying"), zeros)
+        zeros = varying(jax.tree.map(jnp.zeros_like, state.params))
+        state = state.replace(extra=varying(state.extra))
         (state, total), aux = lax.scan(body, (state, zeros), jnp.arange(accumulate))
         # one entry per slice: rows join up again, numbers are averaged
         aux = jax.tree.map(lambda a: a.mean() if a.ndim == 1 else a.reshape(-1, *a.shape[2:]), aux)
         return jax.tree.map(lambda g: g / accumulate, total), dict(aux, extra=state.extra)
+
+    def mean_if_floating(a):
+        return lax.pmean(a, axis_name) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
     def train_step(state: TrainState, key, data, cond=None) -> tuple[TrainState, dict]:
         grads, aux = accumulated(state, fold(key, state.step), data, cond)
@@ -105,32 +125,38 @@ def make_train_step(
         if axis_name:
             grads = lax.pmean(grads, axis_name)
             aux = jax.tree.map(lambda a: lax.pmean(a, axis_name) if a.ndim == 0 else a, aux)
+            extra = jax.tree.map(mean_if_floating, extra)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if project is not None:
             params = project(params)
         ema = update(state.ema, params, decay(state.step))
-        aux["grad_norm"] = optax.global_norm(grads)
+        aux["grad_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, params, extra, ema, opt_state), aux
 
     return train_step
 
 
-def make_train_loop(train_step: Callable, take: Callable) -> Callable:
+def make_train_loop(train_step: Callable, take: Callable | None = None) -> Callable:
     """Many steps in one program: `loop(state, key, arrays, index, count) -> (state, metrics)`; donate the state.
 
     index: (K, B) rows of the data for each of up to K steps; `take(arrays, rows) -> (data, cond)` makes the batch, on
-    the device. The first `count` steps are run, count traced: whole visits and remainders are the same program, so a
-    run cut anywhere ends in the same bits. metrics: the `loss` and `grad_norm` of each step, (K,), nan past `count`.
+    the device: by default arrays is a pair (data, cond) with leading axis N, cond None if there is none. The first
+    `count` steps are run, count traced: whole visits and remainders are the same program, so a run cut anywhere ends in
+    the same bits. metrics: each number in aux, among them `loss` and `grad_norm`, of each step, (K,), nan past `count`:
+    look there for a loss that is not finite.
     """
+    take = take or (lambda arrays, rows: jax.tree.map(lambda a: a[rows], arrays))
 
     def loop(state, key, arrays, index, count):
         def body(j, carry):
             state, metrics = carry
             state, aux = train_step(state, key, *take(arrays, index[j]))
-            return state, {name: values.at[j].set(aux[name]) for name, values in metrics.items()}
+            return state, {name: values.at[j].set(aux[name].astype(jnp.float32)) for name, values in metrics.items()}
 
-        metrics = {name: jnp.full(index.shape[:1], jnp.nan, jnp.float32) for name in ("loss", "grad_norm")}
-        return lax.fori_loop(0, count, body, (state, metrics))
+        aux = jax.eval_shape(lambda: train_step(state, key, *take(arrays, index[0])))[1]
+        scalars = [name for name, value in aux.items() if getattr(value, "shape", None) == ()]
+        metrics = {name: jnp.full(index.shape[:1], jnp.nan, jnp.float32) for name in scalars}
+        return lax.fori_loop(0, jnp.minimum(count, len(index)), body, (state, metrics))
 
     return loop

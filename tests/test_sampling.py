@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MORE_SCHEDULES, SCHEDULES, jitted_sample, mixture
+from helpers import MORE_SCHEDULES, SCHEDULES, Diagonal, jitted_sample, mixture
 
 import jdiff
 from jdiff import solvers
@@ -16,7 +16,7 @@ SOLVERS = {"ddpm": solvers.DDPM(), "ddim": solvers.DDIM(0.5), "euler": solvers.E
 
 def setup(schedule, batch=4, n=9):
     x = jdiff.prior(schedule, jax.random.key(0), (batch, 2))
-    return mixture().denoise(schedule), x, jdiff.grid.log_snr(schedule, n)
+    return Diagonal(schedule), x, jdiff.grid.log_snr(schedule, n)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -93,9 +93,9 @@ def test_vmap_over_eta_and_schedule_and_solver():
     np.testing.assert_allclose(whole, many, atol=1e-6)
     highs = jnp.array([10.0, 20.0])
     by_schedule = jax.vmap(
-        lambda b: jdiff.sample(solvers.Heun(), mixture().denoise(jdiff.VP(0.1, b)), jdiff.VP(0.1, b), x, times)
+        lambda b: jdiff.sample(solvers.Heun(), Diagonal(jdiff.VP(0.1, b)), jdiff.VP(0.1, b), x, times)
     )(highs)
-    one = jdiff.sample(solvers.Heun(), mixture().denoise(jdiff.VP(0.1, 10.0)), jdiff.VP(0.1, 10.0), x, times)
+    one = jdiff.sample(solvers.Heun(), Diagonal(jdiff.VP(0.1, 10.0)), jdiff.VP(0.1, 10.0), x, times)
     np.testing.assert_allclose(by_schedule[0], one, atol=1e-5)
 
 
@@ -112,11 +112,12 @@ def test_gradients_are_finite(schedule, solver):
     _, x, times = setup(schedule)
 
     def f(x, times, solver, schedule):
-        return jdiff.sample(solver, mixture().denoise(schedule), schedule, x, times, jax.random.key(0)).sum()
+        return jdiff.sample(solver, Diagonal(schedule), schedule, x, times, jax.random.key(0)).sum()
 
     grads = jax.jit(jax.grad(f, (0, 1, 2, 3)))(x, times, solver, schedule)
     assert finite(grads)
-    assert jnp.abs(grads[0]).max() > 0
+    if not solver.stochastic:  # ancestral sampling from alpha = 0 forgets where it started
+        assert jnp.abs(grads[0]).max() > 0
 
 
 def test_gradient_against_finite_differences():
@@ -125,6 +126,7 @@ def test_gradient_against_finite_differences():
         denoise, times = mixture().denoise(schedule), jdiff.grid.log_snr(schedule, 8)
         x = jdiff.prior(schedule, jax.random.key(0), (1, 2), dtype=jnp.float64)
 
+        @functools.partial(jax.jit, static_argnums=1)
         def f(x, checkpoint=True):
             return jdiff.sample(solvers.Heun(), denoise, schedule, x, times, checkpoint=checkpoint)[0, 0]
 
@@ -180,7 +182,7 @@ def test_targets_give_the_same_trajectory(schedule):
     """One true function wrapped as an x0-, eps-, score-, v-, velocity- or edm-network samples alike."""
     with jax.enable_x64(True):
         schedule = SCHEDULES[schedule]
-        oracle = mixture().denoise(schedule)
+        oracle = Diagonal(schedule)
         times = jdiff.grid.log_snr(schedule, 10, t_max=0.9)
         x = jdiff.prior(schedule, jax.random.key(0), (3, 2), 0.9, dtype=jnp.float64)
         expected = jdiff.sample(solvers.Heun(), oracle, schedule, x, times)

@@ -8,7 +8,7 @@ import pytest
 
 import jdiff
 from jdiff import ema, losses, optim, parallel, train
-from jdiff.arrays import normal
+from jdiff.arrays import BatchKey, normal, positions
 
 PARAMS = {"w": jnp.array([[0.5, -0.2], [0.1, 0.8]]), "b": jnp.array([0.1, -0.1])}
 
@@ -232,6 +232,96 @@ def test_optimizer_clips_and_warms_up():
     ):
         with pytest.raises(ValueError, match="unknown|must be positive|positive"):
             bad()
+
+
+# ---------------------------------------------------------------- the step and the loop, in detail
+
+
+def probing(params, key, data, cond):
+    """A loss that says what it was called with."""
+    rows, size = positions(key, len(data))
+    aux = {"rows": rows, "size": jnp.float32(size), "data": data, "label": cond["label"], "mean": data.mean()}
+    return params["w"].sum() * data.mean(), aux
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 8])
+def test_slices_are_the_rows_in_order(accumulate):
+    """Each slice is told its rows of the whole; arrays come back in the order of the batch, numbers as means."""
+    tx, cond = optax.sgd(0.1), {"label": jnp.arange(16)}
+    step = jax.jit(train.make_train_step(probing, tx, 0.9, accumulate=accumulate))
+    _, aux = step(train.init_state(PARAMS, tx), jax.random.key(0), batch(), cond)
+    np.testing.assert_array_equal(aux["rows"], np.arange(16))
+    np.testing.assert_array_equal(aux["label"], np.arange(16))
+    np.testing.assert_array_equal(aux["data"], batch())
+    np.testing.assert_allclose(aux["mean"], batch().mean(), rtol=1e-5)
+    assert aux["size"] == 16
+
+
+def test_key_of_a_step():
+    """One device, one batch: the key folded with the step, nothing around it. Slices: a BatchKey around the same."""
+    seen = []
+
+    def loss(params, key, data, cond):
+        seen.append(type(key))
+        key = key.key if isinstance(key, BatchKey) else key
+        return params["w"].sum(), {"bits": jnp.float32(jax.random.bits(key) >> 8)}
+
+    tx, key = optax.sgd(0.1), jax.random.key(3)
+    for accumulate in (1, 2):
+        state = train.init_state(PARAMS, tx).replace(step=jnp.int32(41))
+        step = train.make_train_step(loss, tx, 0.9, accumulate=accumulate)
+        state, aux = step(state, key, batch())
+        assert aux["bits"] == jnp.float32(jax.random.bits(jax.random.fold_in(key, 41)) >> 8)
+        assert int(state.step) == 42
+    assert seen[0] is not BatchKey and seen[-1] is BatchKey
+
+
+def test_slices_of_different_lengths_are_an_error():
+    """A dynamic slice would clamp without a word."""
+    tx = optax.sgd(0.1)
+    step = train.make_train_step(probing, tx, 0.9, accumulate=2)
+    for cond in ({"label": jnp.arange(15)}, {"label": jnp.arange(16), "scale": jnp.ones(())}):
+        with pytest.raises(ValueError, match="data and cond must share one leading axis"):
+            step(train.init_state(PARAMS, tx), jax.random.key(0), batch(), cond)
+
+
+def test_other_errors_of_the_step():
+    tx = optax.sgd(0.1)
+    with pytest.raises(ValueError, match="accumulate is a number of slices"):
+        train.make_train_step(noisy_loss, tx, 0.9, accumulate=0)
+    with pytest.raises(ValueError, match=r'must return the new ones as aux\["extra"\]'):
+        step = train.make_train_step(lambda p, k, d, c, extra: (p["w"].sum(), {}), tx, 0.9)
+        step(train.init_state(PARAMS, tx, {"n": jnp.ones(())}), jax.random.key(0), batch())
+
+
+@pytest.mark.parametrize("labels", [None, np.arange(40)])
+def test_loop_takes_pairs_and_returns_all_numbers(labels):
+    """By default the data is (data, cond), cond may be None; every number in aux comes back, step by step."""
+
+    def loss(params, key, data, cond):
+        seen = data.sum() if cond is None else cond.sum()
+        return jnp.mean((data - params["b"][None]) ** 2), {"seen": seen, "rows": data}
+
+    tx, data = optax.sgd(0.0), np.arange(80, dtype=np.float32).reshape(40, 2)
+    loop = jax.jit(train.make_train_loop(train.make_train_step(loss, tx, 0.9)), donate_argnums=0)
+    index = np.array([[3, 1], [39, 0], [7, 7]])
+    state, metrics = loop(train.init_state(PARAMS, tx), jax.random.key(0), (data, labels), index, 2)
+    assert set(metrics) == {"loss", "grad_norm", "seen"} and int(state.step) == 2
+    want = [(data if labels is None else labels)[rows].sum() for rows in index[:2]]
+    np.testing.assert_array_equal(metrics["seen"], [*want, np.nan])
+    np.testing.assert_allclose(metrics["loss"][0], np.mean((data[[3, 1]] - [0.1, -0.1]) ** 2), rtol=1e-5)
+    # more steps than rows of the index are not run: there is no data for them
+    state, metrics = loop(train.init_state(PARAMS, tx), jax.random.key(0), (data, labels), index, 100)
+    assert int(state.step) == 3 and np.isfinite(metrics["loss"]).all()
+    assert loop._cache_size() == 1
+
+
+def test_a_loss_that_is_not_finite_shows_its_step():
+    loss = lambda params, key, data, cond: (jnp.log(data).sum() * params["b"].sum(), {})  # noqa: E731
+    tx, data = optax.sgd(0.1), jnp.ones((10, 1)).at[6].set(-1.0)
+    loop = jax.jit(train.make_train_loop(train.make_train_step(loss, tx, 0.9)))
+    _, metrics = loop(train.init_state(PARAMS, tx), jax.random.key(0), (data, None), np.arange(10).reshape(5, 2), 5)
+    np.testing.assert_array_equal(np.isfinite(metrics["loss"]), [True, True, True, False, False])
 
 
 # ---------------------------------------------------------------- other people's networks

@@ -1,0 +1,88 @@
+"""Checkpoints: what comes back is what went in, also from a directory with a damaged newest one."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jdiff import checkpoint, parallel, train
+
+TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+PARAMS = {"params": {"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(3)}}
+
+
+def state_at(step, extra=None):
+    state = train.init_state(jax.tree.map(lambda a: a + step, PARAMS), TX, extra)
+    return state.replace(step=jnp.asarray(step, jnp.int32))
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def damage(directory: Path, step: int) -> None:
+    """Cut every file of a checkpoint's data in half."""
+    for path in (directory / str(step)).rglob("*"):
+        if path.is_file() and path.parent.name != str(step):
+            os.truncate(path, path.stat().st_size // 2)
+
+
+def test_round_trip_and_keep(tmp_path):
+    for step in (1, 2, 3, 4):
+        assert checkpoint.save(tmp_path, state_at(step), keep=3) == step
+    assert checkpoint.steps(tmp_path) == [2, 3, 4]
+    same(checkpoint.restore(tmp_path, state_at(0)), state_at(4))
+    step, ema = checkpoint.restore_ema(tmp_path, PARAMS, step=3)
+    assert step == 3
+    same(ema, state_at(3).ema)
+
+
+def test_extra_collections_and_pmapped_state(tmp_path):
+    state = state_at(5, {"stats": jnp.arange(3.0)})
+    checkpoint.save(tmp_path, parallel.unstack(parallel.stack(state)))  # saved as on one device
+    same(checkpoint.restore(tmp_path, state_at(0, {"stats": jnp.zeros(3)})), state)
+
+
+def test_a_damaged_newest_is_passed_over(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, state_at(step))
+    damage(tmp_path, 3)
+    with pytest.warns(UserWarning, match=r"checkpoint 3 in .* is damaged .*; going on from 2"):
+        same(checkpoint.restore(tmp_path, state_at(0)), state_at(2))
+    with pytest.raises(checkpoint.CheckpointError, match="the last good one is 2") as caught:
+        checkpoint.restore_ema(tmp_path, PARAMS)
+    assert caught.value.last_good == 2
+    checkpoint.set_aside(tmp_path, after=2)
+    assert checkpoint.steps(tmp_path) == [1, 2] and (tmp_path / "3.damaged").is_dir()
+    checkpoint.save(tmp_path, state_at(3))  # the step can be saved again
+    same(checkpoint.restore(tmp_path, state_at(0)), state_at(3))
+
+
+def test_a_deleted_file_is_damage_too(tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, state_at(step))
+    (tmp_path / "2" / "params" / "_METADATA").unlink()
+    with pytest.warns(UserWarning, match="checkpoint 2"):
+        same(checkpoint.restore(tmp_path, state_at(0)), state_at(1))
+
+
+def test_errors(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoints in"):
+        checkpoint.restore(tmp_path / "nothing", state_at(0))
+    checkpoint.save(tmp_path, state_at(1))
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint 7 .* there are 1"):
+        checkpoint.restore_ema(tmp_path, PARAMS, step=7)
+    other = {"params": {"w": jnp.zeros((2, 2)), "b": jnp.ones(3)}}
+    with pytest.raises(checkpoint.CheckpointError, match=r"another model .*w has shape \(3, 4\), expected \(2, 2\)"):
+        checkpoint.restore(tmp_path, train.init_state(other, TX))
+    with pytest.raises(checkpoint.CheckpointError, match="missing ema.params.c"):
+        checkpoint.restore_ema(tmp_path, {"params": {"c": jnp.zeros(2)}})
+    damage(tmp_path, 1)
+    with pytest.raises(checkpoint.CheckpointError, match="every checkpoint .* is damaged"):
+        checkpoint.restore(tmp_path, state_at(0))

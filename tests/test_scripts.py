@@ -1,0 +1,201 @@
+"""The scripts as a person runs them: what they leave, how they resume, and what they say to bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jdiff import checkpoint, runs
+from jdiff.train import init_state
+
+ROOT = Path(__file__).parent.parent
+ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+CONFIG = """
+from jdiff.config import Config, Named, Sample, Train
+config = Config(
+    name="tiny", data=Named("digits", {"held_out": 0.2}), model=Named("unet_digits", {"channels": 8, "heads": 2}),
+    schedule=Named("discrete", {"table": "linear", "T": 100}),
+    train=Train(steps=12, batch=8, visit=4, save_every=6, warmup_steps=2), sample=Sample(steps=3, num=10, guidance=2.0),
+)
+"""
+
+
+def script(name, *words, **kw):
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=ROOT, timeout=300, **kw)
+
+
+def ok(result):
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def bad(result, *texts):
+    """Exit status 2 and one line that says all of `texts`."""
+    assert result.returncode == 2, (result.returncode, result.stdout, result.stderr)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    for text in texts:
+        assert text in lines[0], lines[0]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A config file and a run of 12 steps made from it."""
+    where = tmp_path_factory.mktemp("scripts")
+    (where / "tiny.py").write_text(CONFIG)
+    ok(script("train", where / "tiny.py", "--run-dir", where / "run"))
+    return where
+
+
+def final_state(directory):
+    run = runs.open_run(directory)
+    from jdiff import config
+
+    return checkpoint.restore(run.checkpoints, init_state(runs.like(run), config.build_optimizer(run.config)[0]))
+
+
+def same_bits(a, b):
+    import jax
+
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_what_a_run_leaves(place):
+    from PIL import Image
+
+    run = place / "run"
+    assert checkpoint.steps(run / "checkpoints") == [6, 12]
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in entries] == [4, 6, 10, 12] and all(np.isfinite(e["loss"]) for e in entries)
+    assert list((run / "tensorboard").glob("events*"))
+    with Image.open(run / "samples" / "final.png") as image:
+        assert image.height > image.width / 2  # ten rows, one per class
+    assert runs.open_run(run).config.train.steps == 12
+
+
+def test_resume_is_exact(place):
+    """6 steps, then the rest, in the same directory: the bits of the undisturbed run. Metrics join up."""
+    run = place / "halves"
+    ok(script("train", place / "tiny.py", "--run-dir", run, "--train.steps", 6))
+    out = ok(script("train", place / "tiny.py", "--run-dir", run, "--resume"))
+    assert "resuming" in out and "at step 6" in out
+    same_bits(final_state(run), final_state(place / "run"))
+    assert [json.loads(x)["step"] for x in (run / "metrics.jsonl").read_text().splitlines()] == [4, 6, 10, 12]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_killed_and_resumed(place, number):
+    """SIGTERM and Ctrl-C save before leaving; after SIGKILL the last checkpoint serves. The end is bitwise the same."""
+    run = place / f"killed_{number.name}"
+    words = [sys.executable, str(ROOT / "scripts/train.py"), str(place / "tiny.py"), "--run-dir", str(run),
+             "--train.steps", "60"]  # fmt: skip
+    process = subprocess.Popen(words, env=ENV, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.time() + 200
+    while time.time() < end and process.poll() is None and not checkpoint.steps(run / "checkpoints"):
+        time.sleep(0.02)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=200)
+    kept = checkpoint.steps(run / "checkpoints")
+    assert kept, (stdout, stderr)
+    if number != signal.SIGKILL and kept[-1] < 60:
+        assert process.returncode == 128 + number, stderr
+        assert f"stopped by {number.name}: saved at step {kept[-1]}" in stdout
+    ok(script("train", place / "tiny.py", "--run-dir", run, "--train.steps", 60))
+    reference = place / "undisturbed"
+    if not reference.exists():
+        ok(script("train", place / "tiny.py", "--run-dir", reference, "--train.steps", 60))
+    same_bits(final_state(run), final_state(reference))
+
+
+def test_samples(place):
+    """npz: uint8 images and the labels asked for, which cycle; sample i does not depend on how many are drawn."""
+    out = place / "out" / "s.npz"
+    ok(script("sample", place / "run", "--num", 7, "--labels", 3, 1, "--solver", "ddim", "--eta", 0.5, "--out", out))
+    with np.load(out) as file:
+        samples, labels = file["samples"], file["labels"]
+    assert samples.shape == (7, 8, 8, 1) and samples.dtype == np.uint8
+    np.testing.assert_array_equal(labels, [3, 1, 3, 1, 3, 1, 3])
+    ok(script("sample", place / "run", "--num", 2, "--labels", 3, 1, "--solver", "ddim", "--eta", 0.5, "--out", out))
+    with np.load(out) as file:
+        assert np.abs(file["samples"].astype(int) - samples[:2]).max() <= 1
+    ok(script("sample", place / "run", "--num", 3, "--grid", "karras", "--out", place / "grid.png"))
+    assert (place / "grid.png").stat().st_size > 100
+
+
+def test_bad_training_input(place):
+    """One process each is slow, so the messages that come before any work share this test."""
+    tiny = place / "tiny.py"
+    (place / "empty.py").write_text("x = 1\n")
+    bad(script("train", place / "tinny.py"), "no config file", "'tiny'")
+    bad(script("train", place / "empty.py"), "exports no config")
+    bad(script("train", tiny, "--train.stepz", 3), "--train.stepz", "--train.steps")
+    bad(script("train", tiny, "--train.steps", "many"), "--train.steps", "invalid literal")
+    bad(script("train", tiny, "--train.steps", 0), "train.steps must be positive")
+    bad(script("train", tiny, "--train.batch", -4), "train.batch must be positive")
+    bad(script("train", tiny, "--train.batch", 5000), "has 1437 samples")
+    bad(script("train", tiny, "--model.name", "unett", "--run-dir", place / "no"), "unknown model", "'unet'", "mlp")
+    bad(script("train", tiny, "--sample.solver.name", "hune", "--run-dir", place / "no"), "unknown solver", "heun")
+    bad(script("train", tiny, "--target.name", "noise", "--run-dir", place / "no"), "unknown target", "eps, score")
+    bad(script("train", tiny, "--schedule.name", "vpp", "--run-dir", place / "no"), "unknown schedule", "'vp'")
+    assert not (place / "no").exists()
+    bad(script("train", tiny, "--run-dir", "/proc/nowhere"), "cannot write")
+    bad(script("train", tiny, "--run-dir", place / "new", "--resume"), "nothing to resume")
+    bad(script("train", tiny, "--run-dir", place / "run", "--train.lr", 0.5), "another run", "train.lr was 0.001")
+    assert checkpoint.steps(place / "run" / "checkpoints") == [6, 12]
+
+
+def test_a_loss_that_is_not_finite(place):
+    run = place / "explodes"
+    words = ["--run-dir", run, "--train.lr", 1e30, "--train.clip", "None", "--train.save-every", 1]
+    words += ["--train.warmup-steps", 0]
+    bad(script("train", place / "tiny.py", *words), "the loss became", "the last good checkpoint is")
+    assert checkpoint.steps(run / "checkpoints")
+
+
+def test_bad_sampling_input(place):
+    run = place / "run"
+    bad(script("sample", place / "nothing"), "is no run directory")
+    bad(script("sample", run, "--labels", 3, 12), "label 12", "0 to 9")
+    bad(script("sample", run, "--solver", "hune"), "unknown solver 'hune'", "'heun'")
+    bad(script("sample", run, "--out", "/proc/x/y.png"), "cannot write")
+    bad(script("sample", run, "--out", "samples.gif"), ".png or .npz")
+    bad(script("sample", run, "--num", 0), "positive")
+    bad(script("sample", run, "--stepz", 3), "--stepz")
+
+
+def test_damaged_and_foreign_checkpoints(place):
+    import shutil
+
+    run = place / "copy"
+    shutil.copytree(place / "run", run)
+    for path in (run / "checkpoints" / "12").rglob("*"):
+        if path.is_file() and path.parent.name != "12":
+            os.truncate(path, path.stat().st_size // 2)
+    bad(script("sample", run, "--out", place / "d.png"), "checkpoint 12", "damaged", "--step 6")
+    ok(script("sample", run, "--out", place / "d.png", "--num", 2, "--step", 6))
+    result = script("train", place / "tiny.py", "--run-dir", run)
+    assert result.returncode == 0 and "checkpoint 12" in result.stderr and "going on from 6" in result.stderr
+    same_bits(final_state(run), final_state(place / "run"))
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text(config.replace('"channels": 8', '"channels": 16'))
+    bad(script("sample", run, "--out", place / "d.png"), "another model", "expected")
+    (run / "config.json").write_text(config[:40])
+    bad(script("sample", run), "not a config of this version")
+    shutil.rmtree(run / "checkpoints")
+    (run / "config.json").write_text(config)
+    bad(script("sample", run), "no checkpoints in")
+
+
+def test_help_lists_settings(place):
+    out = ok(script("train", place / "tiny.py", "--help"))
+    for text in ("--train.steps", "default: 12", "Optimiser steps of the whole run", "--model.args.channels"):
+        assert text in out
+    assert "--guidance" in ok(script("sample", "--help"))
