@@ -28,6 +28,11 @@ def q_sample(schedule: Schedule, x0: Array, t, eps: Array) -> Array:
 
     x0, eps: (B, ...); t: () or (B,). Raises ValueError when shapes disagree.
     Ho et al. 2020, arXiv:2006.11239, eq. 4; Song et al. 2021, arXiv:2010.02502, eq. 12.
+
+    >>> import jax.numpy as jnp, jdiff
+    >>> x0, eps = jnp.array([[1.0, -1.0]]), jnp.array([[0.0, 2.0]])
+    >>> [float(v) for v in jdiff.q_sample(jdiff.Flow(), x0, 0.25, eps)[0]]
+    [0.75, -0.25]
     """
     check_same_shape("eps", eps, "x0", x0)
     alpha, sigma = rates(schedule, t, x0)

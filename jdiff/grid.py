@@ -16,7 +16,11 @@ LOWEST_LOG_SNR = -10.0  # where a grid in log-SNR starts if alpha = 0 there: VP'
 
 
 def uniform(n, t_min: float = 1e-3, t_max: float = 1.0, *, size: int | None = None) -> Array:
-    """n times evenly spaced from t_max down to t_min."""
+    """n times evenly spaced from t_max down to t_min.
+
+    >>> [round(float(t), 3) for t in uniform(3, 0.0, size=4)]
+    [1.0, 0.5, 0.0, 0.0]
+    """
     if concrete(t_min, t_max) and not 0 <= t_min < t_max:
         raise ValueError(f"grid: t_min must be in [0, t_max), got t_min = {t_min}, t_max = {t_max}")
     u = _fractions(n, size)
@@ -58,6 +62,11 @@ def discrete(T: int, n, spacing: str = "leading", offset: int = 0, *, size: int 
     k - 1 = j (T // n) + offset for `leading` (DDIM's), round(T - j T/n) - 1 for `trailing`, round(j (T - 1)/(n - 1))
     for `linspace`; halves round to even. Lin et al. 2023, arXiv:2305.08891, table 2. Raises ValueError for n > T, an
     unknown spacing, or an offset that leaves the table.
+
+    >>> [round(float(t) * 1000) - 1 for t in discrete(1000, 5, "leading")]
+    [800, 600, 400, 200, 0]
+    >>> [round(float(t) * 1000) - 1 for t in discrete(1000, 5, "trailing")]
+    [999, 799, 599, 399, 199]
     """
     if spacing not in _SPACINGS:
         raise ValueError(f"grid.discrete: unknown spacing {spacing!r}; one of {', '.join(_SPACINGS)}")

@@ -35,7 +35,12 @@ def create_model(name: str, **overrides) -> nn.Module:
 
 
 def list_models(pattern: str | None = None) -> list[str]:
-    """The registered names, sorted; those that match a glob pattern such as "unet*" if given."""
+    """The registered names, sorted; those that match a glob pattern if given.
+
+    >>> import jdiff
+    >>> jdiff.list_models("unet*")
+    ['unet', 'unet_digits']
+    """
     return sorted(name for name in _MODELS if pattern is None or fnmatch.fnmatch(name, pattern))
 
 
