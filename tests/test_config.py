@@ -1,0 +1,71 @@
+"""Configs: reloadable, checked, overridable."""
+
+import pytest
+
+from jdiff import config as configs
+from jdiff.config import Config, ConfigError, Named, Train
+
+
+def make(**changes):
+    return Config(**dict(name="a", data=Named("digits"), model=Named("unet_digits"), schedule=Named("vp")) | changes)
+
+
+def test_json_round_trip():
+    config = make(model=Named("unet", {"multipliers": (1, 2), "channels": 8}), train=Train(clip=None, steps=7))
+    assert configs.from_json(configs.to_json(config)) == config
+    for text in ("{", "[]", '{"name": "a"}', configs.to_json(config).replace('"steps": 7', '"steps": "seven"')):
+        with pytest.raises(ConfigError, match="not a config of this version"):
+            configs.from_json(text)
+
+
+def test_parse_and_differences():
+    old = make(schedule=Named("discrete", {"T": 10}))
+    new = configs.parse(Config, ["--train.steps", "5", "--schedule.args.T", "20", "--train.clip", "None"], old)
+    assert configs.differences(old, new) == ["schedule.args.T", "train.steps", "train.clip"]
+    assert configs.differences(old, new, ignore=("train", "schedule.args.T")) == []
+    switched = configs.parse(Config, ["--schedule.name", "vp"], old)
+    assert switched.schedule == Named("vp")  # the table's length is no argument of vp
+
+
+def test_every_name_builds():
+    for table, build in (
+        ("target", "TARGETS"), ("conditioning", "CONDITIONINGS"), ("levels", "LEVELS"), ("weight", "WEIGHTS"),
+        ("schedule", "SCHEDULES"),
+    ):  # fmt: skip
+        for name in getattr(configs, build):
+            args = {"T": 10} if name in ("index", "knots", "antithetic") else {}
+            configs.check(make(**{table: Named(name, args)}))
+
+
+@pytest.mark.parametrize(
+    "change,text",
+    [
+        (dict(schedule=Named("vpp")), r"unknown schedule 'vpp' \(did you mean 'vp'\?\); one of vp, subvp"),
+        (dict(schedule=Named("vp", {"beta_mim": 1.0})), r"'vp' has no argument 'beta_mim' \(did you mean 'beta_min'"),
+        (dict(schedule=Named("vp", {"beta_min": 30.0})), "beta_min must be below beta_max"),
+        (dict(schedule=Named("discrete", {"table": "quadratic"})), "unknown beta table"),
+        (dict(model=Named("unett")), "unknown model"),
+        (dict(data=Named("digit")), "unknown data set"),
+        (dict(train=Train(optimizer="adma")), "unknown optimizer"),
+        (dict(train=Train(ema=Named("constant", {"decay": 2.0}))), "decay must be in"),
+        (dict(sample=configs.Sample(grid=Named("discrete"))), "needs schedule 'discrete'"),
+    ],
+)
+def test_wrong_names_and_numbers(change, text):
+    with pytest.raises(ConfigError, match=text) as caught:
+        configs.check(make(**change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["steps", "batch", "visit", "save_every", "keep", "lr"])
+def test_numbers_must_be_positive(field):
+    with pytest.raises(ConfigError, match=f"train.{field} must be positive"):
+        make(train=Train(**{field: 0}))
+
+
+def test_load_config(tmp_path):
+    for text, message in (("x = 1", "exports no config"), ("1/0", "ZeroDivisionError"), ("config = 3", "no config")):
+        path = tmp_path / "c.py"
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            configs.load_config(path)
