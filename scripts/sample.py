@@ -40,7 +40,7 @@ class Arguments:
     step: int | None = None
     """The checkpoint to use; the newest when left out."""
     out: str = "samples.png"
-    """Where to: a .png picture, or an .npz with `samples` and `labels`."""
+    """Where to: a .png picture, or an .npz with `samples` and `labels` (-1 where there are no classes)."""
 
 
 def main(argv: list[str]) -> int:
@@ -75,7 +75,8 @@ def main(argv: list[str]) -> int:
     x, labels = runs.draw(run, params, jax.random.key(a.seed), a.num, how, a.labels or None)
     samples = run.dataset.to_data(x)
     if out.suffix == ".npz":
-        arrays = dict(samples=samples) | (dict(labels=labels.astype(np.int32)) if labels is not None else {})
+        labels = np.full(a.num, -1) if labels is None else labels  # -1: this run has no classes
+        arrays = dict(samples=samples, labels=labels.astype(np.int32))
         plot.write(out, lambda file: np.savez_compressed(file, **arrays))
     elif run.dataset.is_image:
         plot.image_grid(out, samples, columns=min(a.num, max(10, int(np.sqrt(a.num)))))
