@@ -163,6 +163,11 @@ GRIDS = {
     "uniform": lambda schedule, n: grid.uniform(n, schedule.t_min, schedule.t_max),
     "log_snr": lambda schedule, n: grid.log_snr(schedule, n),
     "karras": lambda schedule, n, rho=7.0: grid.karras(schedule, n, rho),
+    "exponential": lambda schedule, n: grid.exponential(schedule, n),
+    "polyexponential": lambda schedule, n, rho=1.0: grid.polyexponential(schedule, n, rho),
+    "beta": lambda schedule, n, alpha=0.6, beta=0.6: grid.beta(schedule, n, alpha, beta),
+    "shifted": lambda schedule, n, shift=3.0: grid.shift(grid.uniform(n, schedule.t_min, schedule.t_max), shift),
+    "sigmas": lambda schedule, n, sigmas: grid.of_sigmas(schedule, sigmas, n),
     "discrete": lambda schedule, n, spacing="leading": grid.discrete(_table_length(schedule), n, spacing),
 }
 

@@ -1,0 +1,166 @@
+"""Grids: closed forms, traced n, clipping, and learning the times."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import MORE_SCHEDULES, SCHEDULES, mixture
+from scipy import stats
+
+import jdiff
+from jdiff import grid, solvers
+
+# Sabour et al. 2024, table for Stable Diffusion 1.5: a list as users paste it, its final 0 dropped
+ALIGNED = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]
+
+
+def ratio(schedule, times):
+    return np.asarray(schedule.sigma(times) / schedule.alpha(times))
+
+
+def test_exponential_is_uniform_in_log_sigma():
+    times = grid.exponential(jdiff.VE(0.02, 50.0), 9)
+    np.testing.assert_allclose(ratio(jdiff.VE(0.02, 50.0), times), np.geomspace(50.0, 0.02, 9), rtol=2e-5)
+
+
+@pytest.mark.parametrize("rho", [0.5, 1.0, 2.0])
+def test_polyexponential_is_its_formula(rho):
+    schedule = jdiff.VE(0.001, 200.0)
+    times = grid.polyexponential(schedule, 11, rho, 0.02, 50.0)
+    ramp = np.linspace(1, 0, 11) ** rho
+    expected = np.exp(ramp * (np.log(50.0) - np.log(0.02)) + np.log(0.02))
+    np.testing.assert_allclose(ratio(schedule, times), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("schedule", MORE_SCHEDULES)
+def test_polyexponential_of_1_is_exponential(schedule):
+    schedule = MORE_SCHEDULES[schedule]
+    np.testing.assert_allclose(grid.polyexponential(schedule, 9), grid.exponential(schedule, 9), rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("a,b", [(0.6, 0.6), (1.0, 1.0), (2.0, 0.5), (0.3, 3.0)])
+def test_beta_has_scipys_quantiles(a, b):
+    times = grid.beta(jdiff.VE(), 21, a, b)
+    np.testing.assert_allclose(times, stats.beta.ppf(np.linspace(1, 0, 21), a, b), atol=2e-6)
+    with jax.enable_x64(True):
+        times = grid.beta(jdiff.VE(), 21, a, b)
+        np.testing.assert_allclose(times, stats.beta.ppf(np.linspace(1, 0, 21), a, b), atol=1e-12)
+
+
+def test_beta_has_its_derivatives():
+    with jax.enable_x64(True):
+        f = functools.partial(grid.beta, jdiff.Flow(), 7)
+        quantiles = lambda ends: stats.beta.ppf(np.linspace(1, 0, 7), *ends)  # noqa: E731
+        for argument in (0, 1):
+            exact = np.asarray(jax.jit(jax.jacfwd(f, argument))(0.6, 0.8))
+            ends = [np.array([0.6, 0.8]) for _ in range(2)]
+            ends[0][argument] += 1e-5
+            ends[1][argument] -= 1e-5
+            numeric = (quantiles(ends[0]) - quantiles(ends[1])) / 2e-5
+            np.testing.assert_allclose(exact, 0.999 * numeric, atol=1e-7)
+
+
+def test_shift_is_the_shifted_schedule():
+    """Shifting a grid of Flow is what `Shifted(Flow())` does to the clock; inverse shifts cancel."""
+    times = grid.uniform(9)
+    shifted = grid.shift(times, 3.0)
+    np.testing.assert_allclose(shifted, jdiff.Shifted(jdiff.Flow(), 3.0).sigma(times), rtol=1e-6)
+    np.testing.assert_allclose(grid.shift(shifted, 1 / 3), times, rtol=1e-6)
+    np.testing.assert_allclose(ratio(jdiff.Flow(), shifted[1:]), 3 * ratio(jdiff.Flow(), times[1:]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_of_sigmas_has_those_sigmas(schedule):
+    schedule = SCHEDULES[schedule]
+    np.testing.assert_allclose(ratio(schedule, grid.of_sigmas(schedule, ALIGNED)), ALIGNED, rtol=1e-4)
+    times = grid.of_sigmas(schedule, ALIGNED, 25)
+    ends = np.linspace(0, 1, 25), np.linspace(0, 1, len(ALIGNED))
+    np.testing.assert_allclose(ratio(schedule, times), np.exp(np.interp(*ends, np.log(ALIGNED))), rtol=1e-4)
+
+
+def test_of_sigmas_clips_its_ends():
+    """The list of a scaled linear table that rounds its sigma_max up; infinity where alpha = 0."""
+    table = jdiff.discrete(jdiff.betas.scaled_linear(1000))
+    times = grid.of_sigmas(table, [15.0, *ALIGNED[1:]])
+    assert times[0] == 1.0 and (np.diff(times) < 0).all()
+    assert float(grid.of_sigmas(jdiff.Flow(), [np.inf, 1.0])[0]) == 1.0
+    clipped = grid.polyexponential(jdiff.VE(), 5, sigma_min=1e-4, sigma_max=1e4)
+    np.testing.assert_allclose(clipped, np.linspace(1, 0, 5), atol=1e-6)
+
+
+GRIDS = {
+    "exponential": lambda n, size: grid.exponential(jdiff.Flow(), n, size=size),
+    "polyexponential": lambda n, size: grid.polyexponential(jdiff.VP(), n, 2.0, size=size),
+    "beta": lambda n, size: grid.beta(jdiff.Cosine(), n, size=size),
+    "shift": lambda n, size: grid.shift(grid.uniform(n, size=size), 3.0),
+    "of_sigmas": lambda n, size: grid.of_sigmas(jdiff.EDM(), ALIGNED, n, size=size),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_traced_n_repeats_the_tail(name):
+    traced = jax.jit(lambda n: GRIDS[name](n, 12))
+    for n in (2, 7, 12):
+        padded, short = traced(n), GRIDS[name](n, None)
+        np.testing.assert_allclose(padded[:n], short, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(padded[n:], np.full(12 - n, short[-1]), rtol=1e-5)
+    assert traced._cache_size() == 1
+
+
+@pytest.mark.parametrize("schedule", MORE_SCHEDULES)
+def test_grids_stay_in_the_domain(schedule):
+    schedule = MORE_SCHEDULES[schedule]
+    for times in (grid.exponential(schedule, 20), grid.polyexponential(schedule, 20, 2.0), grid.beta(schedule, 20)):
+        assert (np.diff(times) < 0).all()
+        np.testing.assert_allclose([times[0], times[-1]], [schedule.t_max, schedule.t_min], rtol=1e-6)
+
+
+def test_errors():
+    for call, text in (
+        (lambda: grid.beta(jdiff.Flow(), 5, 0.0), "must be positive"),
+        (lambda: grid.beta(jdiff.Flow(), 5, t_min=0.0), "times must satisfy"),
+        (lambda: grid.shift(grid.uniform(5), -1.0), "must be positive"),
+        (lambda: grid.of_sigmas(jdiff.EDM(), [10.0, 1.0, 0.0]), "drop a final 0"),
+        (lambda: grid.of_sigmas(jdiff.EDM(), [10.0, 10.0, 1.0]), "must descend"),
+        (lambda: grid.of_sigmas(jdiff.EDM(), [300.0, 200.0, 1.0]), "leaves the schedule's sigma/alpha, 0.002 to 80"),
+        (lambda: grid.of_sigmas(jdiff.EDM(), [[1.0]]), "expected"),
+        (lambda: grid.polyexponential(jdiff.VE(), 5, sigma_min=60.0), "leaves no range"),
+        (lambda: grid.optimize(lambda t: t[:2], jdiff.VE(), grid.uniform(4), jnp.zeros(3)), "truth has"),
+        (lambda: grid.optimize(lambda t: t, jdiff.VE(), jnp.array([0.1, 0.5]), jnp.zeros(2)), "descend"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            call()
+
+
+def test_optimize_finds_the_closed_form():
+    """run = log-SNR of the times: the loss is 0 where truth says, and the ends do not move."""
+    schedule = jdiff.VP()
+    truth = jdiff.log_snr(schedule, jnp.array([1.0, 0.9, 0.3, 0.05, 0.001]))
+    start = grid.log_snr(schedule, 5)
+    times, losses = grid.optimize(lambda t: jdiff.log_snr(schedule, t), schedule, start, truth, steps=400)
+    np.testing.assert_allclose(times, [1.0, 0.9, 0.3, 0.05, 0.001], rtol=2e-2)
+    assert losses.shape == (400,) and losses.min() < 1e-3 * losses[0]
+    assert times[0] == start[0] and times[-1] == start[-1]
+
+
+@pytest.mark.parametrize("name,solver,gain", [("vp", solvers.DDIM(0.0), 1.3), ("flow", solvers.Heun(), 3.0)])
+def test_optimized_times_are_better_on_new_noise(name, solver, gain):
+    """5 steps with learned times against the best of three fixed grids, on noise that was not trained on."""
+    schedule = SCHEDULES[name]
+    denoise = mixture().denoise(schedule)
+    noise = [jdiff.prior(schedule, jax.random.key(i), (256, 2)) for i in range(2)]
+    exact = jax.jit(lambda x: jdiff.sample(solvers.Heun(), denoise, schedule, x, grid.log_snr(schedule, 100)))
+    truth = [exact(x) for x in noise]
+
+    def run(times, x=noise[0]):
+        return jdiff.sample(solver, denoise, schedule, x, times)
+
+    @jax.jit
+    def error(times):
+        return jnp.sqrt(jnp.mean((run(times, noise[1]) - truth[1]) ** 2))
+
+    fixed = [error(f(schedule, 6)) for f in (grid.log_snr, grid.karras, grid.beta)]
+    times, _ = grid.optimize(run, schedule, grid.karras(schedule, 6), truth[0])
+    assert error(times) * gain < min(fixed)
