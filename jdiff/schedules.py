@@ -271,7 +271,7 @@ class Shifted:
 
     def _clock(self, t):
         t = as_time(t)
-        return _time_at(self.schedule, self.schedule.alpha(t), self.shift * self.schedule.sigma(t))
+        return time_at(self.schedule, self.schedule.alpha(t), self.shift * self.schedule.sigma(t))
 
     def alpha(self, t):
         return self.schedule.alpha(self._clock(t))
@@ -280,7 +280,7 @@ class Shifted:
         return self.schedule.sigma(self._clock(t))
 
     def time_at(self, alpha, sigma):
-        return _time_at(self.schedule, alpha, sigma / self.shift)
+        return time_at(self.schedule, alpha, sigma / self.shift)
 
 
 # ---------------------------------------------------------------- the physical coordinate
@@ -301,15 +301,20 @@ def time_of(schedule: Schedule, log_snr) -> Array:
     Closed form where the schedule has one, else bisection over [0, 1] with the derivative of the implicit function.
     """
     value = jnp.clip(as_time(log_snr), -80, 80)  # where float32's exponent ends; nothing is told apart beyond
-    return _time_at(schedule, jnp.sqrt(jax.nn.sigmoid(value)), jnp.sqrt(jax.nn.sigmoid(-value)))
+    return time_at(schedule, jnp.sqrt(jax.nn.sigmoid(value)), jnp.sqrt(jax.nn.sigmoid(-value)))
 
 
-def _time_at(schedule, alpha, sigma):
+def time_at(schedule: Schedule, alpha, sigma) -> Array:
     """The t whose alpha_t : sigma_t is alpha : sigma (homogeneous: alpha may be 0)."""
     closed_form = getattr(schedule, "time_at", None)
     if closed_form is not None:
         return closed_form(alpha, sigma)
     return _bisect(schedule, 2 * (safe_log(alpha) - safe_log(sigma)))
+
+
+def last_time(schedule: Schedule) -> float:
+    """Where a schedule can no longer be followed: nowhere for VE and EDM, whose formulas go on past t = 1."""
+    return float("inf") if isinstance(schedule, (VE, EDM)) else schedule.t_max
 
 
 @jax.custom_jvp

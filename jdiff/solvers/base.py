@@ -8,10 +8,13 @@ as it likes. `order` is the order of convergence; `stochastic` says that it cann
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
+import numpy as np
 
-from jdiff.arrays import Array, Denoise, expand, normal
+from jdiff.arrays import Array, Denoise, concrete, expand, normal
 from jdiff.forward import Prediction
 from jdiff.schedules import Schedule
+
+LEAST_ALPHA = 1e-4  # of sigma: below it, 1/alpha would amplify rounding, and a step in sigma/alpha is endless
 
 
 class Now(NamedTuple):
@@ -37,6 +40,30 @@ class Solver(Protocol):
 
     def step(self, denoise: Denoise, schedule: Schedule, x: Array, now: Now, state: Any, key) -> tuple[Array, Any]:
         """(x_s, state). `key`: one key per sample (B,), or None."""
+
+
+def nearly_noise(schedule: Schedule, t: Array) -> Array:
+    """Whether alpha is so small beside sigma that nothing may be divided by it."""
+    return schedule.alpha(t) < LEAST_ALPHA * schedule.sigma(t)
+
+
+def check_at_least(solver, least: float, **numbers) -> None:
+    """Raise ValueError unless each number, where it is known now, is `least` or more."""
+    for name, value in numbers.items():
+        if value is not None and concrete(value) and not (np.asarray(value) >= least).all():
+            raise ValueError(f"{type(solver).__name__}: {name} must be {least} or more, got {value}")
+
+
+def check_order(name: str, order, most: int | None = None) -> None:
+    """Raise ValueError unless `order` is a whole number from 1 to `most`."""
+    if not isinstance(order, int) or isinstance(order, bool) or order < 1 or (most is not None and order > most):
+        upto = f"1 to {most}" if most else "1 or more"
+        raise ValueError(f"{name}: order must be a whole number, {upto}; got {order!r}")
+
+
+def is_positive(value) -> bool:
+    """Whether a number is known now to be positive somewhere: then its noise needs a key."""
+    return value is not None and concrete(value) and bool((np.asarray(value) > 0).any())
 
 
 class Mix(NamedTuple):

@@ -1,0 +1,111 @@
+"""Langevin dynamics at one noise level: as a corrector after each step, and alone, annealed."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from jdiff.arrays import Number, expand, fold, normal, noun, static
+from jdiff.forward import predict
+from jdiff.solvers.base import check_at_least, check_order, nearly_noise
+
+
+def _norm(x):
+    return jnp.sqrt(jnp.sum(x**2, axis=tuple(range(1, x.ndim))))
+
+
+def _repeat(count, body, x):
+    """body(j, x) for j = 0..count-1 as a scan: it is differentiated backwards too."""
+    return lax.scan(lambda x, j: (body(j, x), None), x, jnp.arange(count))[0]
+
+
+@noun
+class Langevin:
+    """x <- x + e score + sqrt(2 e) z,  e = 2 (snr |z| / |score|)^2, `steps` times, with norms per sample.
+
+    `batch_mean` averages the norms over the batch, as published code does: sample i then depends on the others.
+    Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5. Raises ValueError for a negative snr.
+    """
+
+    snr: Number = 0.16
+    steps: int = static(1)
+    batch_mean: bool = static(False)
+
+    def check(self):
+        check_at_least(self, 0, snr=self.snr)
+        check_order("Langevin, number of steps as", self.steps)
+
+    def correct(self, denoise, schedule, x, t, key):
+        """`steps` steps of Langevin dynamics on p_t."""
+        sigma = expand(schedule.sigma(t), x)
+
+        def body(j, x):
+            score = -predict(denoise, schedule, x, t).eps / sigma
+            z = normal(fold(key, j), x.shape, x.dtype)
+            length, noise = _norm(score), _norm(z)
+            if self.batch_mean:
+                length, noise = jnp.mean(length, keepdims=True), jnp.mean(noise, keepdims=True)
+            e = expand(2 * (self.snr * noise / length) ** 2, x)
+            return x + e * score + jnp.sqrt(2 * e) * z
+
+        return _repeat(self.steps, body, x)
+
+
+@noun
+class PredictorCorrector:
+    """A step of `predictor` from t to s, then `corrector` at s.  Song et al. 2021, arXiv:2011.13456, algorithm 1."""
+
+    predictor: object
+    corrector: object = Langevin()
+    stochastic = True
+
+    @property
+    def order(self):
+        return self.predictor.order
+
+    def plan(self, schedule, times, n):
+        return self.predictor.plan(schedule, times, n)
+
+    def init(self, x):
+        return self.predictor.init(x)
+
+    def step(self, denoise, schedule, x, now, state, key):
+        x, state = self.predictor.step(denoise, schedule, x, now, state, key)
+        return self.corrector.correct(denoise, schedule, x, now.s, fold(key, 1)), state
+
+
+@noun
+class AnnealedLangevin:
+    """x <- x + e/2 score + sqrt(e) z, `steps` times at each level, with e = step_size sigma_s^2; SMLD's sampler.
+
+    Between levels x is only rescaled by alpha_s / alpha_t (1 for `VE`). step_size is eps / sigma_L^2 in the words of
+    Song & Ermon 2019, arXiv:1907.05600, algorithm 1, whose 2e-5 at sigma_L = 0.01 is 0.2. For exact scores of width
+    sigma the level's variance settles at sigma^2 / (1 - step_size / 4). Raises ValueError for a negative step_size.
+    """
+
+    step_size: Number = 0.2
+    steps: int = static(100)
+    order = 1
+    stochastic = True
+
+    def check(self):
+        check_at_least(self, 0, step_size=self.step_size)
+        check_order("AnnealedLangevin, number of steps as", self.steps)
+
+    def plan(self, schedule, times, n):
+        t, s = times[:-1], times[1:]
+        blind = nearly_noise(schedule, t)
+        return jnp.where(
+            blind, schedule.sigma(s) / schedule.sigma(t), schedule.alpha(s) / jnp.where(blind, 1, schedule.alpha(t))
+        )
+
+    def init(self, x):
+        return ()
+
+    def step(self, denoise, schedule, x, now, state, key):
+        sigma = schedule.sigma(now.s)
+        drift, noise = expand(-0.5 * self.step_size * sigma, x), expand(jnp.sqrt(self.step_size) * sigma, x)
+
+        def body(j, x):
+            eps = predict(denoise, schedule, x, now.s).eps
+            return x + drift * eps + noise * normal(fold(key, j), x.shape, x.dtype)
+
+        return _repeat(self.steps, body, expand(now.plan, x) * x), state

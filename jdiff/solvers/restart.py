@@ -1,0 +1,79 @@
+"""Restart: going back up with fresh noise, and down again, in the interval where it helps."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jdiff.arrays import Number, expand, fold, normal, noun, static
+from jdiff.schedules import time_at
+from jdiff.solvers.base import Now, check_at_least, check_order
+from jdiff.solvers.runge_kutta import Heun
+
+
+@noun
+class Restart:
+    """`base`, and once sigma/alpha has come down to `low`, `times` rounds of noise up to `high` and `inner` steps back.
+
+    Each round: x <- (alpha_h/alpha_s) x + sqrt(sigma_h^2 - (alpha_h sigma_s/alpha_s)^2) z, with h where sigma/alpha =
+    high, then `steps` steps of `solver` down to s on the rho = 7 grid. Intervals that the grid does not cross do
+    nothing; several are nested: Restart(Restart(Heun(), ...), ...).  Xu et al. 2023, arXiv:2306.14878, algorithm 1.
+    Raises ValueError unless 0 < low < high.
+    """
+
+    base: object = Heun()
+    low: Number = 0.06
+    high: Number = 0.3
+    rounds: int = static(2)
+    steps: int = static(4)
+    stochastic = True
+
+    @property
+    def order(self):
+        return self.base.order
+
+    def check(self):
+        check_at_least(self, 1e-12, low=self.low)
+        check_at_least(self, self.low, high=self.high)
+        check_order("Restart, number of rounds as", self.rounds)
+        check_order("Restart, number of steps as", self.steps)
+
+    def plan(self, schedule, times, n):
+        t, s = times[:-1], times[1:]
+        ratio = schedule.sigma(times) / jnp.maximum(schedule.alpha(times), 1e-20)
+        crossed = (ratio[:-1] > self.low) & (ratio[1:] <= self.low)
+        crossed = crossed & (jnp.arange(len(t)) < n - 1)
+        # back to where the step ended, from the restart's height or wherever the schedule ends
+        one = jnp.ones_like(self.high * ratio[1:])
+        top = jnp.minimum(time_at(schedule, one, self.high * one), schedule.t_max)
+        high = schedule.sigma(top) / jnp.maximum(schedule.alpha(top), 1e-20)
+        u = jnp.linspace(0, 1, self.steps + 1, dtype=t.dtype)[None]
+        a, b = high[:, None] ** (1 / 7), ratio[1:, None] ** (1 / 7)
+        inner = time_at(schedule, jnp.ones_like(a + u), (a + u * (b - a)) ** 7)
+        inner = inner.at[:, 0].set(top).at[:, -1].set(s)
+        plan = jax.vmap(lambda row: self._solver.between(schedule, row[:-1], row[1:]))(inner)
+        return crossed, inner, plan, self.base.plan(schedule, times, n)
+
+    @property
+    def _solver(self):
+        return Heun()
+
+    def init(self, x):
+        return self.base.init(x)
+
+    def step(self, denoise, schedule, x, now, state, key):
+        crossed, inner, inner_plan, plan = now.plan
+        x, state = self.base.step(denoise, schedule, x, now._replace(plan=plan), state, key)
+        top, s = inner[0], inner[-1]
+        grow = schedule.alpha(top) / schedule.alpha(s)
+        noise = jnp.sqrt(jnp.maximum(schedule.sigma(top) ** 2 - (grow * schedule.sigma(s)) ** 2, 0))
+
+        def once(x, j):
+            x = expand(grow, x) * x + expand(noise, x) * normal(fold(key, 1 + j), x.shape, x.dtype)
+
+            def down(x, step):
+                return self._solver.step(denoise, schedule, x, step, (), None)[0], None
+
+            steps = Now(jnp.arange(self.steps), inner[:-1], inner[1:], inner_plan)
+            return lax.scan(down, x, steps)[0], None
+
+        return lax.cond(crossed, lambda: lax.scan(once, x, jnp.arange(self.rounds))[0], lambda: x), state

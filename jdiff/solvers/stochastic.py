@@ -1,0 +1,51 @@
+"""Euler-Maruyama's method for the reverse SDE."""
+
+import jax.numpy as jnp
+
+from jdiff import sde
+from jdiff.arrays import Number, noun, safe_sqrt
+from jdiff.forward import predict
+from jdiff.solvers.base import Mix, check_at_least, is_positive, mix, nearly_noise
+from jdiff.solvers.ddim import DDIM
+
+
+@noun
+class EulerMaruyama:
+    """x_s = x + (f x - (1 + eta^2)/2 g^2 score) (s - t) + eta g sqrt(t - s) z.
+
+    eta = 1 is the reverse SDE, eta = 0 the probability-flow ODE by Euler in t; all have the same marginals. A step from
+    alpha = 0, where f is infinite, is one of `DDIM(eta)`.  Song et al. 2021, arXiv:2011.13456, eq. 6 and section 4.1.
+    Raises ValueError for a negative eta.
+    """
+
+    eta: Number = 1.0
+    order = 1
+
+    def check(self):
+        check_at_least(self, 0, eta=self.eta)
+
+    @property
+    def stochastic(self):
+        return is_positive(self.eta)
+
+    def plan(self, schedule, times, n):
+        t, s = times[:-1], times[1:]
+        blind = nearly_noise(schedule, t)
+        inner = jnp.where(blind, s, t)  # a time at which f is finite
+        f, g2 = sde.forward(schedule, inner)
+        alpha, sigma = schedule.alpha(inner), schedule.sigma(inner)
+        grow = 1 + f * (s - t)
+        # x = alpha x_0 + sigma eps, and the score is -eps / sigma
+        own = Mix(
+            grow * alpha,
+            grow * sigma + 0.5 * (1 + self.eta**2) * g2 * (s - t) / sigma,
+            self.eta * safe_sqrt(g2 * (t - s)),
+        )
+        instead = DDIM(self.eta).plan(schedule, times, n)
+        return Mix(*(jnp.where(blind, a, b) for a, b in zip(instead, own, strict=True)))
+
+    def init(self, x):
+        return ()
+
+    def step(self, denoise, schedule, x, now, state, key):
+        return mix(now.plan, predict(denoise, schedule, x, now.t), x, key), state
