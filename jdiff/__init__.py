@@ -9,9 +9,11 @@ from jdiff import betas, conditioning, forward, grid, guidance, levels, losses, 
 from jdiff import ema, models, optim, parallel, train  # isort: skip
 from jdiff.arrays import BatchKey
 from jdiff.betas import discrete
+from jdiff.callbacks import progress
 from jdiff.denoisers import denoiser
 from jdiff.forward import Prediction, eps_from, prior, q_posterior, q_sample
 from jdiff.models import create_model, list_models, register_model
+from jdiff.noise import BrownianTree
 from jdiff.sampling import sample
 from jdiff.schedules import EDM, VE, VP, Cosine, Discrete, Flow, Shifted, SubVP, log_snr, time_of
 

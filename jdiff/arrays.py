@@ -152,11 +152,20 @@ def positions(key, n: int) -> tuple[Array, int]:
 
 
 def fold(key, data):
-    """`jax.random.fold_in` for one key, (B,) keys or a BatchKey."""
+    """`jax.random.fold_in` for one key, (B,) keys or a BatchKey; of a step of a Brownian path, independent keys."""
+    own = getattr(key, "fold", None)
+    if own is not None:
+        return own(data)
     if isinstance(key, BatchKey):
         return key.replace(key=fold(key.key, data))
     key = as_key(key)
     return jax.random.fold_in(key, data) if key.ndim == 0 else jax.vmap(lambda k: jax.random.fold_in(k, data))(key)
+
+
+def part(key, t, s, j: int):
+    """The key of stretch j of a step, from t down to s: `fold(key, j)`, or that stretch of the same Brownian path."""
+    own = getattr(key, "part", None)
+    return fold(key, j) if own is None else own(t, s, j)
 
 
 def split(key, n: int = 2) -> list:
@@ -180,5 +189,11 @@ def each(key, n: int) -> Array:
 
 
 def normal(key, shape, dtype=jnp.float32) -> Array:
-    """Standard normal noise (B, ...), row i a function of (key, global index of i) only, whatever B is."""
+    """Standard normal noise (B, ...), row i a function of (key, global index of i) only, whatever B is.
+
+    Given a step of a `BrownianTree` instead of a key, the increment of that path over the step, scaled to variance 1.
+    """
+    own = getattr(key, "normal", None)
+    if own is not None:
+        return own(shape, dtype)
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(each(key, shape[0]))

@@ -1,13 +1,15 @@
 """Sampling: a solver over a grid, then one last denoise."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.arrays import Array, Denoise, concrete, each, fold
+from jdiff.arrays import Array, Denoise, concrete
 from jdiff.grid import check_times
+from jdiff.noise import of_step, per_sample
 from jdiff.schedules import Schedule
 from jdiff.solvers.base import Now, Solver
 
@@ -23,23 +25,28 @@ def sample(
     n=None,
     path: bool = False,
     checkpoint: bool = True,
+    callback: Callable | None = None,
 ):
     """Run `solver` from x at times[0] down to times[n - 1], then denoise there: E[x_0 | x_t] at the last time.
 
     x: (B, ...), noise at times[0] (see `prior`); times: (N,), descending, with sigma(times[-1]) > 0, and n = N if None.
     So a one-evaluation solver calls the network n times, Heun 2n - 1 times, and nothing is special at sigma = 0.
-    `key`: one key, or (B,) of them; sample i depends on its own key (or on key and i) alone, whatever the batch is.
+    `key`: one key, or (B,) of them; sample i depends on its own key (or on key and i) alone, whatever the batch is. A
+    `jdiff.BrownianTree` of either gives every step count the noise of one path.
     `n` may be traced: one program for every n <= N, without reverse mode. `path=True` returns (x_0, xs) with xs
     (N - 1, B, ...) the states at times[1:]. With `checkpoint`, reverse mode keeps O(sqrt(N)) states.
+    `callback(i, t, x)`, if given, is called on the host after step i with the state x reached at t, not always in
+    order (see `jdiff.progress`); it is static.
 
-    `jax.jit(jdiff.sample, static_argnames=("path", "checkpoint"))` compiles once for all numbers. Raises ValueError for
-    times that do not descend or end at sigma = 0, a stochastic solver without a key, and shapes that disagree.
+    `jax.jit(jdiff.sample, static_argnames=("path", "checkpoint", "callback"))` compiles once for all numbers. Raises
+    ValueError for times that do not descend or end at sigma = 0, a stochastic solver without a key, and shapes that
+    disagree.
     """
     times = check_times(schedule, times)
     _check_start(x, times, n)
     if key is None and solver.stochastic:
         raise ValueError(f"{type(solver).__name__} draws noise: give a key, jax.random.key(seed)")
-    keys = None if key is None else each(key, x.shape[0])
+    keys = per_sample(key, x.shape[0])
     traced_n = n is not None and not isinstance(n, int)
     if n is not None and not traced_n:
         times = times[:n]
@@ -49,7 +56,9 @@ def sample(
 
     def body(carry, now):
         x, state = carry
-        x, state = solver.step(denoise, schedule, x, now, state, None if keys is None else fold(keys, now.i))
+        x, state = solver.step(denoise, schedule, x, now, state, of_step(keys, now.i, now.t, now.s))
+        if callback is not None:
+            jax.debug.callback(callback, now.i, now.s, x)
         return (x, state), (x if path else None)
 
     start = (x, solver.init(x))

@@ -12,11 +12,11 @@ PACKAGE = ROOT / "jdiff"
 
 # a module may import those before it (and itself, for packages)
 FLOORS = """
-arrays
+arrays noise
 schedules betas forward sde grid oracle
 targets conditioning levels weights
 denoisers losses guidance solvers
-sampling
+sampling callbacks
 ema optim train parallel checkpoint
 data metrics plot config runs
 """.split()
