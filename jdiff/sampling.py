@@ -75,7 +75,7 @@ def sample(
 def _check_start(x, times, n) -> None:
     if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x is {x.dtype}{x.shape}; expected floating noise (B, ...): see jdiff.prior")
-    if n is not None and concrete(n) and not 1 <= n <= len(times):
+    if n is not None and concrete(n) and not 1 <= int(n) <= len(times):
         raise ValueError(f"n = {n} steps through a grid of {len(times)} times; expected 1 <= n <= {len(times)}")
 
 

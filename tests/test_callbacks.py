@@ -13,7 +13,7 @@ import jdiff
 from jdiff import grid, solvers
 
 SCHEDULE = jdiff.VP()
-EULER = solvers.Euler()
+EULER, DENOISE = solvers.Euler(), Diagonal(SCHEDULE)
 X = jdiff.prior(SCHEDULE, jax.random.key(0), (2, 3))
 LOOPS = {"checkpointed": dict(), "plain": dict(checkpoint=False), "traced": dict(n=jnp.array(6))}
 run = jax.jit(jdiff.sample, static_argnames=("path", "checkpoint", "callback"))
@@ -21,7 +21,7 @@ run = jax.jit(jdiff.sample, static_argnames=("path", "checkpoint", "callback"))
 
 def sample(callback=None, **options):
     times = grid.log_snr(SCHEDULE, 6, size=8 if "n" in options else None)
-    return run(EULER, Diagonal(SCHEDULE), SCHEDULE, X, times, callback=callback, **options)
+    return run(EULER, DENOISE, SCHEDULE, X, times, callback=callback, **options)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -50,8 +50,7 @@ def test_nothing_is_there_without_one(loop):
 
     def program(callback):
         options = LOOPS[loop] if callback is None else LOOPS[loop] | dict(callback=callback)
-        f = lambda x, times: jdiff.sample(EULER, Diagonal(SCHEDULE), SCHEDULE, x, times, **options)  # noqa: E731
-        return str(jax.make_jaxpr(f)(X, times))
+        return str(jax.make_jaxpr(lambda x, times: jdiff.sample(EULER, DENOISE, SCHEDULE, x, times, **options))(X, times))
 
     assert "callback" not in program(None)
     assert "callback" in program(lambda i, t, x: None)
@@ -65,7 +64,7 @@ def test_under_grad_and_vmap():
         seen.append(int(i))
 
     f = lambda x, callback=None: jdiff.sample(  # noqa: E731
-        EULER, Diagonal(SCHEDULE), SCHEDULE, x, grid.log_snr(SCHEDULE, 6), callback=callback
+        EULER, DENOISE, SCHEDULE, x, grid.log_snr(SCHEDULE, 6), callback=callback
     ).sum()
     with_one = jax.jit(jax.grad(lambda x: f(x, callback)))(X)
     jax.effects_barrier()
