@@ -43,9 +43,7 @@ def sample(
     disagree.
     """
     times = check_times(schedule, times)
-    _check_start(x, times, n)
-    if key is None and solver.stochastic:
-        raise ValueError(f"{type(solver).__name__} draws noise: give a key, jax.random.key(seed)")
+    check_start(solver, x, times, key, n)
     keys = per_sample(key, x.shape[0])
     traced_n = n is not None and not isinstance(n, int)
     if n is not None and not traced_n:
@@ -72,11 +70,14 @@ def sample(
     return (x0, trace) if path else x0
 
 
-def _check_start(x, times, n) -> None:
+def check_start(solver: Solver, x: Array, times: Array, key, n=None) -> None:
+    """Raise ValueError for an x that is no noise (B, ...), a step count outside the grid, or a key that is missing."""
     if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x is {x.dtype}{x.shape}; expected floating noise (B, ...): see jdiff.prior")
     if n is not None and concrete(n) and not 1 <= int(n) <= len(times):
         raise ValueError(f"n = {n} steps through a grid of {len(times)} times; expected 1 <= n <= {len(times)}")
+    if key is None and solver.stochastic:
+        raise ValueError(f"{type(solver).__name__} draws noise: give a key, jax.random.key(seed)")
 
 
 def _checkpointed_scan(body, carry, xs, length):

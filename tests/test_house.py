@@ -16,7 +16,7 @@ arrays noise
 schedules betas forward sde grid oracle
 targets conditioning levels weights
 denoisers losses guidance solvers
-sampling callbacks
+sampling callbacks picard
 ema optim train parallel checkpoint
 data metrics plot config runs
 """.split()
@@ -89,5 +89,5 @@ def test_no_module_is_named_like_a_function():
 
     import jdiff
 
-    for name in ("sample", "denoiser", "q_sample", "prior", "discrete", "create_model"):
+    for name in ("sample", "denoiser", "sample_parallel", "q_sample", "prior", "discrete", "create_model"):
         assert isinstance(getattr(jdiff, name), types.FunctionType), name
