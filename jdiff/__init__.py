@@ -15,7 +15,7 @@ from jdiff.forward import Prediction, eps_from, prior, q_posterior, q_sample
 from jdiff.models import create_model, list_models, register_model
 from jdiff.noise import BrownianTree
 from jdiff.picard import sample_parallel
-from jdiff.sampling import sample
+from jdiff.sampling import invert, sample
 from jdiff.schedules import EDM, VE, VP, Cosine, Discrete, Flow, Shifted, SubVP, log_snr, time_of
 
 __version__ = "0.1.0"

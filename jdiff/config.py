@@ -157,7 +157,21 @@ WEIGHTS = {
     "flat": weights.Flat, "simple": weights.Simple, "edm": weights.EDM, "min_snr": weights.MinSNR, "p2": weights.P2,
     "sigmoid": weights.Sigmoid, "likelihood": weights.Likelihood,
 }  # fmt: skip
-SOLVERS = {"ddpm": solvers.DDPM, "ddim": solvers.DDIM, "euler": solvers.Euler, "heun": solvers.Heun}
+SOLVERS = {
+    "ddpm": solvers.DDPM, "ddim": solvers.DDIM, "euler": solvers.Euler, "euler_ancestral": solvers.EulerAncestral,
+    "heun": solvers.Heun, "rk4": solvers.RK4, "edm_stochastic": solvers.EDMStochastic, "dpm2": solvers.DPM2,
+    "dpm2_ancestral": solvers.DPM2Ancestral, "lms": solvers.LMS, "pndm": solvers.PNDM, "ipndm": solvers.IPNDM,
+    "deis": solvers.DEIS, "exponential_ab": solvers.ExponentialAB, "dpm_solver": solvers.DPMSolver,
+    "dpm_solver_m": solvers.DPMSolverM, "dpmpp_2s": solvers.DPMpp2S, "dpmpp_2s_ancestral": solvers.DPMpp2SAncestral,
+    "dpmpp_2m": solvers.DPMpp2M, "dpmpp_3m": solvers.DPMpp3M, "dpmpp_sde": solvers.DPMppSDE,
+    "dpmpp_2m_sde": solvers.DPMpp2MSDE, "dpmpp_3m_sde": solvers.DPMpp3MSDE, "unipc": solvers.UniPC,
+    "sa_solver": solvers.SASolver, "euler_maruyama": solvers.EulerMaruyama,
+    "predictor_corrector": lambda eta=1.0, snr=0.16, steps=1: solvers.PredictorCorrector(
+        solvers.EulerMaruyama(eta), solvers.Langevin(snr, steps)
+    ),
+    "annealed_langevin": solvers.AnnealedLangevin, "gradient_estimation": solvers.GradientEstimation,
+    "restart": lambda low=0.06, high=0.3, rounds=2, steps=4: solvers.Restart(solvers.Heun(), low, high, rounds, steps),
+}  # fmt: skip
 EMAS = {"constant": ema.constant, "half_life": ema.half_life, "warmup": ema.warmup}
 GRIDS = {
     "uniform": lambda schedule, n: grid.uniform(n, schedule.t_min, schedule.t_max),

@@ -14,7 +14,7 @@ from jdiff.arrays import Array, Number, expand, noun, safe_sqrt, static
 from jdiff.forward import predict
 from jdiff.solvers import polynomial, stages
 from jdiff.solvers.base import Mix, check_at_least, check_order, is_positive, mix, nearly_noise
-from jdiff.solvers.polynomial import DATA, Rule
+from jdiff.solvers.polynomial import DATA, NOISE_BY_RATIO, Rule
 
 FEW = 15  # below so many times, the last steps take lower orders: Lu et al. 2022, arXiv:2211.01095, appendix
 
@@ -134,4 +134,9 @@ def starting(name: str, start: str, order: int, rule: Rule, two_nodes=None) -> S
         raise ValueError(f"{name}: unknown start {start!r}; one of low_order, single_step")
     if start == "low_order" or order == 1:
         return None
+    if order in (
+        4,
+        5,
+    ):  # a step of fourth order leaves an error of fifth behind: three evaluations, not nine or sixteen
+        return Start(NOISE_BY_RATIO, stages.RUNGE_KUTTA, order - 1)
     return Start(rule, stages.of_order(order), order - 1, two_nodes)

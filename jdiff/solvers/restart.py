@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.arrays import Number, expand, fold, normal, noun, static
+from jdiff.arrays import Number, expand, fold, normal, noun, safe_sqrt, static
 from jdiff.schedules import time_at
 from jdiff.solvers.base import Now, check_at_least, check_order
 from jdiff.solvers.runge_kutta import Heun
@@ -12,10 +12,10 @@ from jdiff.solvers.runge_kutta import Heun
 
 @noun
 class Restart:
-    """`base`, and once sigma/alpha has come down to `low`, `times` rounds of noise up to `high` and `inner` steps back.
+    """`base`, and once sigma/alpha has come down to `low`, `rounds` times noise up to `high` and `steps` steps back.
 
     Each round: x <- (alpha_h/alpha_s) x + sqrt(sigma_h^2 - (alpha_h sigma_s/alpha_s)^2) z, with h where sigma/alpha =
-    high, then `steps` steps of `solver` down to s on the rho = 7 grid. Intervals that the grid does not cross do
+    high, then `steps` of Heun's down to s on the rho = 7 grid. Intervals that the grid does not cross do
     nothing; several are nested: Restart(Restart(Heun(), ...), ...).  Xu et al. 2023, arXiv:2306.14878, algorithm 1.
     Raises ValueError unless 0 < low < high.
     """
@@ -50,12 +50,8 @@ class Restart:
         a, b = high[:, None] ** (1 / 7), ratio[1:, None] ** (1 / 7)
         inner = time_at(schedule, jnp.ones_like(a + u), (a + u * (b - a)) ** 7)
         inner = inner.at[:, 0].set(top).at[:, -1].set(s)
-        plan = jax.vmap(lambda row: self._solver.between(schedule, row[:-1], row[1:]))(inner)
+        plan = jax.vmap(lambda row: Heun().between(schedule, row[:-1], row[1:]))(inner)
         return crossed, inner, plan, self.base.plan(schedule, times, n)
-
-    @property
-    def _solver(self):
-        return Heun()
 
     def init(self, x):
         return self.base.init(x)
@@ -65,13 +61,13 @@ class Restart:
         x, state = self.base.step(denoise, schedule, x, now._replace(plan=plan), state, key)
         top, s = inner[0], inner[-1]
         grow = schedule.alpha(top) / schedule.alpha(s)
-        noise = jnp.sqrt(jnp.maximum(schedule.sigma(top) ** 2 - (grow * schedule.sigma(s)) ** 2, 0))
+        noise = safe_sqrt(schedule.sigma(top) ** 2 - (grow * schedule.sigma(s)) ** 2)
 
         def once(x, j):
             x = expand(grow, x) * x + expand(noise, x) * normal(fold(key, 1 + j), x.shape, x.dtype)
 
             def down(x, step):
-                return self._solver.step(denoise, schedule, x, step, (), None)[0], None
+                return Heun().step(denoise, schedule, x, step, (), None)[0], None
 
             steps = Now(jnp.arange(self.steps), inner[:-1], inner[1:], inner_plan)
             return lax.scan(down, x, steps)[0], None

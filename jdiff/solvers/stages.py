@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jdiff.arrays import Array, Number, expand, normal, noun, safe_sqrt, static
-from jdiff.arrays import fold as _fold
+from jdiff.arrays import Array, Number, expand, normal, noun, part, safe_sqrt, static
 from jdiff.forward import Prediction, predict
 from jdiff.solvers import polynomial
 from jdiff.solvers.base import Mix, check_at_least, check_order, is_positive, mix, nearly_noise
@@ -100,7 +99,7 @@ def plan(rule: Rule, tableau, schedule, t, s, eta=None, two_nodes=None) -> tuple
 
 def advance(rule: Rule, tableau, plan, denoise, schedule, x, t, first: Prediction, key=None, noisy=False) -> Array:
     """x_s, from the first prediction on; with `noisy`, stage noises follow one path: each adds to the one before."""
-    known = [rule.pick(first)]
+    known, before = [rule.pick(first)], t
     noise = jnp.zeros_like(x)
     for i, (stage, now) in enumerate(zip(tableau, plan, strict=True)):
         y = mix(now.first, first, x, None)
@@ -112,9 +111,9 @@ def advance(rule: Rule, tableau, plan, denoise, schedule, x, t, first: Predictio
             if key is None:
                 z = jnp.where(fresh == 0, 0, jnp.nan).astype(x.dtype)
             else:
-                z = normal(_fold(key, i), x.shape, x.dtype)
+                z = normal(part(key, before, now.t, i), x.shape, x.dtype)
             noise = expand(now.kept, x) * noise + fresh * z
-            y = y + noise
+            before, y = now.t, y + noise
         if i < len(tableau) - 1:
             known.append(rule.pick(predict(denoise, schedule, y, now.t)))
     return y
