@@ -50,7 +50,9 @@ def test_nothing_is_there_without_one(loop):
 
     def program(callback):
         options = LOOPS[loop] if callback is None else LOOPS[loop] | dict(callback=callback)
-        return str(jax.make_jaxpr(lambda x, times: jdiff.sample(EULER, DENOISE, SCHEDULE, x, times, **options))(X, times))
+        return str(
+            jax.make_jaxpr(lambda x, times: jdiff.sample(EULER, DENOISE, SCHEDULE, x, times, **options))(X, times)
+        )
 
     assert "callback" not in program(None)
     assert "callback" in program(lambda i, t, x: None)
@@ -86,6 +88,16 @@ def test_progress_counts_to_the_total(loop):
         assert "5/5" in out.getvalue() and "steps" in out.getvalue()
         assert bar.bar is None
         out.truncate(0)
+
+
+def test_progress_on_several_devices():
+    """Each device reports every step; the bar counts them once."""
+    out = io.StringIO()
+    bar = jdiff.progress(5, file=out, mininterval=0)
+    times = grid.log_snr(SCHEDULE, 6)
+    jax.pmap(lambda x: jdiff.sample(EULER, DENOISE, SCHEDULE, x, times, callback=bar))(jnp.stack([X] * 4))
+    jax.effects_barrier()
+    assert "5/5" in out.getvalue() and "6/5" not in out.getvalue()
 
 
 def test_progress_forgives_order():

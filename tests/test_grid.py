@@ -10,7 +10,7 @@ from helpers import MORE_SCHEDULES, SCHEDULES, mixture
 from scipy import stats
 
 import jdiff
-from jdiff import grid, solvers
+from jdiff import config, grid, solvers
 
 # Sabour et al. 2024, table for Stable Diffusion 1.5: a list as users paste it, its final 0 dropped
 ALIGNED = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]
@@ -115,6 +115,15 @@ def test_grids_stay_in_the_domain(schedule):
     for times in (grid.exponential(schedule, 20), grid.polyexponential(schedule, 20, 2.0), grid.beta(schedule, 20)):
         assert (np.diff(times) < 0).all()
         np.testing.assert_allclose([times[0], times[-1]], [schedule.t_max, schedule.t_min], rtol=1e-6)
+
+
+def test_every_grid_of_a_config_can_be_sampled_on():
+    table = jdiff.discrete(jdiff.betas.linear(100))
+    for name in config.GRIDS:
+        args = dict(sigmas=[9.0, 1.0, 0.1]) if name == "sigmas" else {}
+        _, times = config.build_sampler(config.Sample(grid=config.Named(name, args), steps=7), table)
+        assert times.shape == (7,)
+        grid.check_times(table, times)
 
 
 def test_errors():
