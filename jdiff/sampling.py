@@ -70,6 +70,26 @@ def sample(
     return (x0, trace) if path else x0
 
 
+def invert(solver: Solver, denoise: Denoise, schedule: Schedule, x: Array, times: Array) -> Array:
+    """Run `solver` upwards, from x at times[-1] to the noise at times[0] of which sampling would make it, (B, ...).
+
+    The probability-flow ODE backwards in time: with `DDIM()` it is DDIM inversion (Song et al. 2021, arXiv:2010.02502,
+    section 5.4; Mokady et al. 2022, arXiv:2211.09794). `times` descend, as for `sample`, whose steps this undoes up to
+    the solver's error. Raises ValueError for a stochastic solver, and as `sample` does.
+    """
+    times = check_times(schedule, times)
+    if solver.stochastic:
+        raise ValueError(f"{type(solver).__name__} draws noise and has no inverse; use DDIM(0), Heun, DPMpp2M, ...")
+    check_start(solver, x, times, None)
+    up = times[::-1]
+    steps = Now(jnp.arange(len(up) - 1), up[:-1], up[1:], solver.plan(schedule, up, len(up)))
+
+    def body(carry, now):
+        return solver.step(denoise, schedule, carry[0], now, carry[1], None), None
+
+    return _checkpointed_scan(body, (x, solver.init(x)), steps, len(up) - 1)[0][0]
+
+
 def check_start(solver: Solver, x: Array, times: Array, key, n=None) -> None:
     """Raise ValueError for an x that is no noise (B, ...), a step count outside the grid, or a key that is missing."""
     if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
