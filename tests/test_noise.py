@@ -74,7 +74,15 @@ def test_beyond_the_path_noise_is_fresh():
     np.testing.assert_allclose(np.std(draws, axis=1), 1, atol=0.03)
 
 
-@pytest.mark.parametrize("name,solver", [("vp", solvers.DDIM(1.0)), ("edm", solvers.DDPM())], ids=["ddim", "ddpm"])
+@pytest.mark.parametrize(
+    "name,solver",
+    [
+        ("vp", solvers.DDIM(1.0)),
+        ("edm", solvers.DDPM()),
+        ("vp", solvers.DPMppSDE()),
+    ],  # the last has a noise in mid-step
+    ids=["ddim", "ddpm", "sde"],
+)
 def test_one_path_at_every_step_count(name, solver):
     """Strong convergence: with a tree the difference of successive step counts shrinks; with a key it does not."""
     schedule = SCHEDULES[name]
