@@ -11,7 +11,14 @@ from helpers import MORE_SCHEDULES, SCHEDULES, Diagonal, jitted_sample, mixture
 import jdiff
 from jdiff import solvers
 
-SOLVERS = {"ddpm": solvers.DDPM(), "ddim": solvers.DDIM(0.5), "euler": solvers.Euler(), "heun": solvers.Heun()}
+SOLVERS = {
+    "ddpm": solvers.DDPM(),
+    "ddim": solvers.DDIM(0.5),
+    "euler": solvers.Euler(),
+    "heun": solvers.Heun(),
+    "unipc": solvers.UniPC(3),
+    "dpmpp_2m_sde": solvers.DPMpp2MSDE(0.5),
+}
 
 
 def setup(schedule, batch=4, n=9):
@@ -81,6 +88,43 @@ def test_one_compile_for_all_numbers():
     assert run._cache_size() == 1
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda i: solvers.EDMStochastic(churn=2 * i, s_min=0.01 * i, s_max=10 + i, s_noise=1 + 0.001 * i),
+        lambda i: solvers.DPMpp3MSDE(i / 20),
+        lambda i: solvers.SASolver(tau=i / 20),
+        lambda i: solvers.PredictorCorrector(solvers.EulerMaruyama(i / 20), solvers.Langevin(0.01 * i)),
+        lambda i: solvers.UniPC(3, start="single_step"),
+    ],
+    ids=["churn", "sde", "sa", "pc", "unipc"],
+)
+def test_one_compile_for_all_solver_numbers(make):
+    """20 settings of a solver, rho, the sigma range, schedule numbers, guidance and step counts: one program."""
+    run = jax.jit(functools.partial(jdiff.sample), static_argnames=("path", "checkpoint"))
+    x = jnp.ones((2, 2))
+    for i in range(20):
+        schedule = jdiff.EDM(0.002 + 0.001 * i, 80 - i, 7 - 0.1 * i)
+        denoise = jdiff.guidance.cfg(Diagonal(schedule, 0.3), Diagonal(schedule, 0.0), 1 + i / 5)
+        n = 2 + i % 18
+        times = jdiff.grid.karras(schedule, n, 3.0 + i, 0.005 + 0.001 * i, 40 + i, size=20)
+        out = run(make(i), denoise, schedule, x, times, jax.random.key(i), n=n)
+        assert jnp.isfinite(out).all()
+    assert run._cache_size() == 1
+
+
+def test_vmap_over_churn_and_tau():
+    """A sweep of settings is one vmap, and equals its members."""
+    schedule = jdiff.EDM()
+    denoise, x, times = setup(schedule)
+    for many in (solvers.EDMStochastic(jnp.array([0.0, 5.0, 40.0])), solvers.SASolver(tau=jnp.array([0.0, 0.4, 1.0]))):
+        run = jax.jit(lambda s: jdiff.sample(s, denoise, schedule, x, times, jax.random.key(1)))
+        swept = jax.vmap(run, in_axes=(jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, many),))(many)
+        for i in range(3):
+            one = run(jax.tree.map(lambda leaf, i=i: leaf[i] if jnp.ndim(leaf) else leaf, many))
+            np.testing.assert_allclose(swept[i], one, rtol=1e-4, atol=1e-4)
+
+
 def test_vmap_over_eta_and_schedule_and_solver():
     schedule = jdiff.VP()
     denoise, x, times = setup(schedule)
@@ -103,12 +147,35 @@ def finite(tree):
     return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("solver", [*SOLVERS, "ddim0", "ddim1"])
-@pytest.mark.parametrize("schedule", MORE_SCHEDULES)
+MORE_SOLVERS = {
+    "ddim0": solvers.DDIM(0.0),
+    "ddim1": solvers.DDIM(1.0),
+    "rk4": solvers.RK4(),
+    "dpm_solver_3": solvers.DPMSolver(3),
+    "dpmpp_sde": solvers.DPMppSDE(0.0),
+    "lms": solvers.LMS(),
+    "deis": solvers.DEIS(),
+    "pndm": solvers.PNDM("trapezoid"),
+    "euler_maruyama": solvers.EulerMaruyama(),
+    "dpm2_ancestral": solvers.DPM2Ancestral(0.0),
+    "edm_stochastic": solvers.EDMStochastic(0.0),
+    "predictor_corrector": solvers.PredictorCorrector(solvers.DDPM(), solvers.Langevin(0.0)),
+    "restart": solvers.Restart(),
+}
+
+
+@pytest.mark.parametrize(
+    "schedule,solver",
+    [
+        pytest.param(schedule, solver, marks=() if i % 9 == j or schedule == "zero_snr" else pytest.mark.slow)
+        for i, solver in enumerate([*SOLVERS, *MORE_SOLVERS])
+        for j, schedule in enumerate(MORE_SCHEDULES)
+    ],
+)
 def test_gradients_are_finite(schedule, solver):
     """With respect to x, times, solver and schedule, from t = 1 (where alpha may be 0), at eta of 0, 1/2 and 1."""
     schedule = MORE_SCHEDULES[schedule]
-    solver = (SOLVERS | {"ddim0": solvers.DDIM(0.0), "ddim1": solvers.DDIM(1.0)})[solver]
+    solver = (SOLVERS | MORE_SOLVERS)[solver]
     _, x, times = setup(schedule)
 
     def f(x, times, solver, schedule):
