@@ -72,9 +72,9 @@ class Sample:
     """How to sample, at the end of training and by default in scripts/sample.py."""
 
     solver: Named = Named("heun")
-    """ddim(eta), ddpm(variance), euler or heun."""
+    """ddpm(variance), ddim(eta), heun, dpmpp_2m, unipc(order), edm_stochastic(churn), ...: a wrong name lists all."""
     grid: Named = Named("log_snr")
-    """uniform, log_snr, karras(rho) or discrete(spacing)."""
+    """uniform, log_snr, karras(rho), polyexponential(rho), beta(alpha, beta), discrete(spacing), ..."""
     steps: int = 20
     """Times of the grid: network calls of a one-evaluation solver; heun makes 2 steps - 1."""
     guidance: float = 1.0
@@ -190,6 +190,17 @@ def _table_length(schedule) -> int:
     if not isinstance(schedule, jdiff.Discrete):
         raise ConfigError("grid 'discrete' picks knots of a table, and needs schedule 'discrete'; use 'log_snr'")
     return schedule.log_nsr.shape[0]
+
+
+def setting(text: str) -> tuple[str, object]:
+    """("order", 3) of "order=3": the value as JSON where it is that, else as it stands."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ConfigError(f"{text!r} is no setting; expected name=value, as order=3")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def did_you_mean(name: str, names) -> str:

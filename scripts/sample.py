@@ -24,11 +24,13 @@ class Arguments:
     num: int = 100
     """How many samples."""
     solver: str | None = None
-    """ddpm, ddim, euler or heun."""
+    """Its name: ddpm, ddim, heun, dpmpp_2m, unipc, edm_stochastic, ... (a wrong one lists them all)."""
     eta: float | None = None
-    """Stochasticity of ddim: 0 is deterministic, 1 is ddpm."""
+    """Stochasticity of the solvers that have it, as ddim: 0 is deterministic, 1 is ddpm."""
+    solver_args: tuple[str, ...] = ()
+    """The solver's other settings as name=value: order=3, churn=40, start=single_step."""
     grid: str | None = None
-    """uniform, log_snr, karras or discrete."""
+    """Its name: uniform, log_snr, karras, polyexponential, beta, discrete, ..."""
     steps: int | None = None
     """Times of the grid: network calls of a one-evaluation solver."""
     guidance: float | None = None
@@ -54,8 +56,10 @@ def main(argv: list[str]) -> int:
     run = runs.open_run(a.run_dir)
     how = run.config.sample
     solver = how.solver if a.solver in (None, how.solver.name) else Named(a.solver)
+    given = dict(configs.setting(text) for text in a.solver_args)
     if a.eta is not None:
-        solver = Named(solver.name, {**solver.args, "eta": a.eta})
+        given["eta"] = a.eta
+    solver = Named(solver.name, {**solver.args, **given})
     how = dataclasses.replace(
         how,
         num=a.num,

@@ -35,6 +35,16 @@ def test_every_name_builds():
         for name in getattr(configs, build):
             args = {"T": 10} if name in ("index", "knots", "antithetic") else {}
             configs.check(make(**{table: Named(name, args)}))
+    for name in configs.SOLVERS:
+        configs.check(make(sample=configs.Sample(solver=Named(name))))
+
+
+def test_setting():
+    assert [configs.setting(text) for text in ("order=3", "s_noise=1.003", "start=single_step")] == [
+        ("order", 3), ("s_noise", 1.003), ("start", "single_step"),
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="'order' is no setting; expected name=value"):
+        configs.setting("order")
 
 
 @pytest.mark.parametrize(
@@ -49,6 +59,9 @@ def test_every_name_builds():
         (dict(train=Train(optimizer="adma")), "unknown optimizer"),
         (dict(train=Train(ema=Named("constant", {"decay": 2.0}))), "decay must be in"),
         (dict(sample=configs.Sample(grid=Named("discrete"))), "needs schedule 'discrete'"),
+        (dict(sample=configs.Sample(solver=Named("ddim", {"churn": 40}))), "solver 'ddim' has no argument 'churn'"),
+        (dict(sample=configs.Sample(solver=Named("lms", {"order": 0}))), "solver 'lms': LMS: order must be a whole"),
+        (dict(sample=configs.Sample(solver=Named("unipc", {"variant": "bh3"}))), "one of bh1, bh2"),
     ],
 )
 def test_wrong_names_and_numbers(change, text):

@@ -156,7 +156,8 @@ def test_samples(place):
     ok(script("sample", place / "run", "--num", 2, "--labels", 3, 1, "--solver", "ddim", "--eta", 0.5, "--out", out))
     with np.load(out) as file:
         assert np.abs(file["samples"].astype(int) - samples[:2]).max() <= 1
-    ok(script("sample", place / "run", "--num", 3, "--grid", "karras", "--out", place / "grid.png"))
+    words = ["--grid", "karras", "--solver", "unipc", "--solver-args", "order=3", "variant=bh1"]
+    ok(script("sample", place / "run", "--num", 3, *words, "--out", place / "grid.png"))
     assert (place / "grid.png").stat().st_size > 100
 
 
@@ -195,6 +196,7 @@ def test_bad_sampling_input(place):
     bad(script("sample", place / "nothing"), "is no run directory")
     bad(script("sample", run, "--labels", 3, 12), "label 12", "0 to 9")
     bad(script("sample", run, "--solver", "hune"), "unknown solver 'hune'", "'heun'")
+    bad(script("sample", run, "--solver", "euler", "--solver-args", "churn=40"), "'euler' has no argument 'churn'")
     bad(script("sample", run, "--out", "/proc/x/y.png"), "cannot write")
     bad(script("sample", run, "--out", "samples.gif"), ".png or .npz")
     bad(script("sample", run, "--num", 0), "positive")
