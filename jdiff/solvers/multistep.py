@@ -90,14 +90,14 @@ class Multistep:
         back = i[:, None] - jnp.arange(max(self.nodes, self.corrector))[None]
         nodes, exists = c[jnp.maximum(back, 0)], back >= 0
         usable = exists & ~blind[jnp.maximum(back, 0)] | (back == i[:, None])
-        orders = jnp.where(n < self.few, jnp.minimum(self.nodes, n - i), self.nodes)
-        among = jnp.arange(nodes.shape[-1])[None] < orders[:, None]
+        room = jnp.where(n < self.few, n - i, nodes.shape[-1])
+        among = jnp.arange(nodes.shape[-1])[None] < jnp.minimum(self.nodes, room)[:, None]
         predictor = polynomial.weights(
             self.rule, schedule, t, s, c[:-1], c[1:], nodes, usable & among, k, self.two_nodes
         )
         if not self.corrector:
             return predictor[:, 1 : self.nodes]
-        among = jnp.arange(nodes.shape[-1])[None] < jnp.minimum(orders, self.corrector)[:, None]
+        among = jnp.arange(nodes.shape[-1])[None] < jnp.minimum(self.corrector, room)[:, None]
         with_new = jnp.concatenate([c[1:, None], nodes], 1)
         usable = jnp.concatenate([~blind[1:, None], usable & among], 1)
         corrector = polynomial.weights(self.rule, schedule, t, s, c[:-1], c[1:], with_new, usable, k, self.two_nodes)

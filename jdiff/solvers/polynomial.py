@@ -143,8 +143,8 @@ def lagrange(nodes: Array, usable: Array, points: Array) -> Array:
 def weights(rule: Rule, schedule, t, s, c_t, c_s, nodes, usable, k, two_nodes: Callable | None = None) -> Array:
     """W_j of every step, (N, J):  t, s, c_t, c_s (N,), nodes and usable (N, J).
 
-    `two_nodes(h) -> u`, if given, replaces the exact integral wherever just two nodes are usable by the value of their
-    line at c_t + u (c_s - c_t): the freedom in which DPM-Solver++ 2M (u = 1/2) and UniPC's B(h) differ.
+    `two_nodes(k h) -> u`, if given, replaces the exact integral wherever just two nodes are usable by the value of
+    their line at c_t + u (c_s - c_t): the freedom in which DPM-Solver++ 2M (u = 1/2) and UniPC's B(h) differ.
     """
     h = c_s - c_t
     points = jnp.asarray(POINTS, h.dtype)[None] + jnp.zeros_like(h)[:, None]
@@ -152,7 +152,7 @@ def weights(rule: Rule, schedule, t, s, c_t, c_s, nodes, usable, k, two_nodes: C
     mass = jnp.asarray(MASSES, h.dtype)[None] * rule.density(schedule, at, c_t[:, None], c_s[:, None], k)
     mass = safe_divide(mass, mass.sum(-1, keepdims=True))
     if two_nodes is not None:
-        points = jnp.where((usable.sum(-1) == 2)[:, None], as_time(two_nodes(h))[..., None], points)
+        points = jnp.where((usable.sum(-1) == 2)[:, None], as_time(two_nodes(k * h))[..., None], points)
     basis = lagrange(safe_divide(nodes - c_t[:, None], h[:, None]), usable, points)
     return rule.total(schedule, t, s, k)[:, None] * jnp.einsum("nq,njq->nj", mass, basis)
 

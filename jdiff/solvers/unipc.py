@@ -35,13 +35,18 @@ def UniPC(order: int = 2, variant: str = "bh2", prediction: str = "x0", start: s
     return Multistep(None, order, rule, variants[variant][prediction], order, begin)
 
 
-def SASolver(order: int = 2, corrector: int = 2, tau: Number = 1.0) -> Multistep:
+def SASolver(order: int = 2, corrector: int = 2, tau: Number = 1.0, variant: str = "exact") -> Multistep:
     """SA-Solver: stochastic Adams methods on x_0, with noise tau; tau = 0 is the probability-flow ODE.
 
-    Predictor of `order` predictions, corrector of `corrector` old ones and the new; fresh noise of share
-    1 - exp(-2 tau^2 h).  Xue et al. 2023, arXiv:2309.05019, eq. 15 and 18. Raises ValueError for an order below 1.
+    Predictor of `order` predictions, corrector of `corrector` old ones and the new (0: none); fresh noise of share
+    1 - exp(-2 tau^2 h). Where two predictions meet, `variant` "exact" integrates their line, "bh1" takes (1 + tau^2) h
+    for 1 - exp(-(1 + tau^2) h) in its slope's weight, as published code does.
+    Xue et al. 2023, arXiv:2309.05019, eq. 15 and 18. Raises ValueError for an order below 1 or another variant.
     """
     check_order("SASolver", order)
     if corrector:
         check_order("SASolver's corrector", corrector)
-    return Multistep(tau**2, order, DATA, None, corrector)
+    variants = {"exact": None, "bh1": _bh1_data}
+    if variant not in variants:
+        raise ValueError(f"SASolver: unknown variant {variant!r}; one of {', '.join(variants)}")
+    return Multistep(tau**2, order, DATA, variants[variant], corrector)
