@@ -16,7 +16,7 @@ arrays noise
 schedules betas forward sde grid oracle
 targets conditioning levels weights
 denoisers losses guidance solvers
-sampling callbacks picard
+sampling adaptive callbacks picard
 ema optim train parallel checkpoint
 data metrics plot config runs
 """.split()
