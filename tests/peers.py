@@ -42,7 +42,7 @@ class Exact:
         return self.predict(x, t).x0
 
 
-_sample = jax.jit(jdiff.sample, static_argnames="path")
+_sample = jax.jit(jdiff.sample, static_argnames=("path", "checkpoint"))
 
 
 def ours(solver, schedule, sigmas, x, key=None, dtype=jnp.float32):
@@ -50,7 +50,7 @@ def ours(solver, schedule, sigmas, x, key=None, dtype=jnp.float32):
     with jax.enable_x64(True):
         times = times_of(schedule, sigmas)
         x = jnp.asarray(np.asarray(x), dtype)
-        x0, xs = _sample(solver, Exact(schedule), schedule, x, times, key, path=True)
+        x0, xs = _sample(solver, Exact(schedule), schedule, x, times, key, path=True, checkpoint=False)
         return np.concatenate([np.asarray(xs), np.asarray(x0)[None]])
 
 
@@ -106,6 +106,16 @@ def theirs(scheduler, levels, x, output=lambda x0, eps, alpha, sigma: eps, optio
         x = scheduler.step(predicted, t, x, return_dict=False, **options(i))[0]
         states.append(x.numpy())
     return np.stack(states)
+
+
+def preconditioned(sigma_data, sign):
+    """What a network under EDM's preconditioning returns, given x_0 and eps."""
+
+    def output(x0, eps, alpha, sigma):
+        skip = sigma_data**2 / (sigma**2 + sigma_data**2)
+        return (x0 - skip * (x0 + sigma * eps)) / (sign * sigma * sigma_data / (sigma**2 + sigma_data**2) ** 0.5)
+
+    return output
 
 
 def noises(key, steps, shape=START.shape, part=None):

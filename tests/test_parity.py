@@ -15,6 +15,7 @@ from peers import (
     diffusers,
     noises,
     ours,
+    preconditioned,
     replay,
     table,
     theirs,
@@ -22,7 +23,7 @@ from peers import (
     ve,
     vp,
     whole_step,
-)
+)  # fmt: skip
 
 import jdiff
 from jdiff import solvers
@@ -262,16 +263,6 @@ def test_dpmsolver_sde(monkeypatch):
 
 
 # ---------------------------------------------------------------- EDM's preconditioning
-
-
-def preconditioned(sigma_data, sign):
-    """What a network under EDM's preconditioning returns, given x_0 and eps."""
-
-    def output(x0, eps, alpha, sigma):
-        skip = sigma_data**2 / (sigma**2 + sigma_data**2)
-        return (x0 - skip * (x0 + sigma * eps)) / (sign * sigma * sigma_data / (sigma**2 + sigma_data**2) ** 0.5)
-
-    return output
 
 
 @pytest.mark.parametrize("grid", ["karras", "exponential"])
