@@ -155,7 +155,7 @@ def test_targets_are_one_for_a_multistep_solver(schedule):
         oracle = Diagonal(schedule)
         times = jdiff.grid.log_snr(schedule, N, t_max=0.9)
         x = jdiff.prior(schedule, KEY, (3, 2), 0.9, dtype=jnp.float64)
-        expected = jdiff.sample(solvers.UniPC(3), oracle, schedule, x, times, path=True)
+        expected = jitted_sample()(solvers.UniPC(3), oracle, schedule, x, times, path=True, checkpoint=False)
         for target in (jdiff.targets.X0(), jdiff.targets.Eps(), jdiff.targets.V(), jdiff.targets.Score(),
                        jdiff.targets.Velocity()):  # fmt: skip
 
@@ -164,7 +164,7 @@ def test_targets_are_one_for_a_multistep_solver(schedule):
                 return jdiff.targets.aim(schedule, target, x0, eps, t)
 
             denoise = jdiff.denoiser(apply, (), schedule, target, conditioning=Time())
-            got = jdiff.sample(solvers.UniPC(3), denoise, schedule, x, times, path=True)
+            got = jitted_sample()(solvers.UniPC(3), denoise, schedule, x, times, path=True, checkpoint=False)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-8), got, expected)
 
 
@@ -192,7 +192,7 @@ def test_edm_stochastic_is_algorithm_2():
             if t_next != 0:
                 d_next = (x - D(x, t_next)) / t_next
                 x = x_hat + (t_next - t_hat) * (0.5 * d + 0.5 * d_next)
-        got = jdiff.sample(
+        got = jitted_sample()(
             solvers.EDMStochastic(churn, s_min, s_max, s_noise), denoise, schedule, jnp.asarray(start), times, KEY
         )
         np.testing.assert_allclose(got, x, rtol=1e-9, atol=1e-10)
