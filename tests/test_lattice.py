@@ -128,7 +128,7 @@ def test_same(reference, other):
 
 
 def test_a_corrector_may_be_of_higher_order_than_its_predictor():
-    """SASolver(1, corrector=2) corrects with the new prediction and two old ones: it is not SASolver(1, corrector=1)."""
+    """SASolver(1, corrector=2) corrects with the new prediction and two old ones, not with one."""
     schedule = jdiff.VP()
     times = jdiff.grid.log_snr(schedule, 20)
     pulls = [solvers.SASolver(1, corrector, 0.0).plan(schedule, times, 20).pulls for corrector in (1, 2)]
