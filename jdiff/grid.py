@@ -14,7 +14,7 @@ from jax import lax
 from jax.scipy.special import betainc, betaln
 
 from jdiff.arrays import Array, as_time, concrete
-from jdiff.schedules import Schedule, time_of
+from jdiff.schedules import Discrete, Schedule, last_time, time_of
 from jdiff.schedules import log_snr as log_snr_of
 
 LOWEST_LOG_SNR = -10.0  # where a grid in log-SNR starts if alpha = 0 there: VP's own value at t = 1
@@ -340,6 +340,12 @@ def _check_values(schedule, values: np.ndarray) -> None:
         i = int(np.argmax(rises))
         raise ValueError(
             f"times must descend, from noise to data; times[{i}] = {values[i]}, times[{i + 1}] = {values[i + 1]}"
+        )
+    name, least = type(schedule).__name__, schedule.t_min if isinstance(schedule, Discrete) else 0.0
+    if values[0] > last_time(schedule) * (1 + 1e-6) or values[-1] < least * (1 - 1e-6):
+        raise ValueError(
+            f"times run from {values[0]} to {values[-1]}, outside [{least:g}, {last_time(schedule):g}] where {name} is "
+            f"defined; its own ends are t_max = {schedule.t_max} and t_min = {schedule.t_min}"
         )
     if not schedule.sigma(jnp.asarray(values[-1])) > 0:
         raise ValueError(

@@ -305,6 +305,13 @@ def test_errors():
         go()
     with pytest.raises(ValueError, match="must descend"):
         go(times=times[::-1], solver=solvers.Euler())
+    for schedule_, outside in (
+        (jdiff.VP(), [1.5, 0.5]),
+        (jdiff.Flow(), [1.0, -0.1]),
+        (jdiff.discrete(jdiff.betas.linear(10)), [1.0, 0.05]),
+    ):
+        with pytest.raises(ValueError, match="outside .* where .* is defined"):
+            jdiff.sample(solvers.Euler(), Diagonal(schedule_), schedule_, x, jnp.array(outside))
     with pytest.raises(ValueError, match="sigma = 0"):
         jdiff.sample(solvers.Euler(), mixture().denoise(jdiff.Flow()), jdiff.Flow(), x, jnp.array([1.0, 0.5, 0.0]))
     with pytest.raises(ValueError, match="keys for a batch"):
