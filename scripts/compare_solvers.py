@@ -65,10 +65,11 @@ OURS = {
 
 INTRODUCTION = """# Accuracy per evaluation
 
-Made by `python scripts/compare_solvers.py {command}`. The target has {modes} modes of standard deviation {width} of
-their spacing, scaled to unit variance. Distances are from the exact probability-flow map, of {points} points that
-start from the same noise at sigma = 80, stop at 0.002 and are denoised there. Every library runs on every grid, with
-the most steps that the budget allows; `calls` were counted. Five best solvers of each, each on its best grid.
+Made by `python scripts/compare_solvers.py --k-diffusion CHECKOUT --azula CHECKOUT --points {points}{only}`.
+The target has {modes} modes of standard deviation {width} of their spacing, scaled to unit variance. Distances are from
+the exact probability-flow map, of {points} points that start from the same noise at sigma = 80, stop at 0.002 and are
+denoised there. Every library runs on every grid, with the most steps that the budget allows; `calls` were counted.
+Five best solvers of each, each on its best grid.
 """
 
 
@@ -416,15 +417,8 @@ def table(rows, title: str, top: int = 5) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str]) -> int:
-    a = configs.parse(Arguments, argv, prog="scripts/compare_solvers.py")
-    if min(a.budgets, default=0) < 2 or a.points < 2 or a.side < 1 or not a.width > 0:
-        raise configs.ConfigError("--budgets and --points must be at least 2, --side at least 1, --width positive")
-    if not any(a.only.lower() in name.lower() for name in OURS):
-        raise configs.ConfigError(f"--only {a.only}: no such solver; known: {', '.join(OURS)}")
-    if a.out and not a.out.parent.is_dir():
-        raise configs.ConfigError(f"--out {a.out}: its folder does not exist; make it, or name another file")
-    jax.config.update("jax_enable_x64", True)
+def compare(a) -> None:
+    """Run everything, print the tables, and write them."""
     peers = {"diffusers": (diffusers_runs, "schedulers", None)} if a.peers else {}
     if a.peers:
         peers |= {
@@ -441,7 +435,8 @@ def main(argv: list[str]) -> int:
     for name, (runs, module) in found.items():
         if module is not None:
             rows[name] = collect(name, theirs(a, runs(module), mixture, x, truth))
-    text = INTRODUCTION.format(modes=a.side**2, width=a.width, points=a.points, command=" ".join(argv))
+    only = f' --only "{a.only}"' if a.only else ""
+    text = INTRODUCTION.format(modes=a.side**2, width=a.width, points=a.points, only=only)
     for budget in a.budgets:
         here = {name: [row for row in found if row[0] == budget] for name, found in rows.items()}
         best = {name: min(found, key=lambda row: row[1]) for name, found in here.items() if found}
@@ -461,6 +456,18 @@ def main(argv: list[str]) -> int:
     if a.out:
         a.out.write_text(text)
         print(f"wrote {a.out}")
+
+
+def main(argv: list[str]) -> int:
+    a = configs.parse(Arguments, argv, prog="scripts/compare_solvers.py")
+    if min(a.budgets, default=0) < 2 or a.points < 2 or a.side < 1 or not a.width > 0:
+        raise configs.ConfigError("--budgets and --points must be at least 2, --side at least 1, --width positive")
+    if not any(a.only.lower() in name.lower() for name in OURS):
+        raise configs.ConfigError(f"--only {a.only}: no such solver; known: {', '.join(OURS)}")
+    if a.out and not a.out.parent.is_dir():
+        raise configs.ConfigError(f"--out {a.out}: its folder does not exist; make it, or name another file")
+    with jax.enable_x64(True):
+        compare(a)
     return 0
 
 

@@ -231,3 +231,11 @@ def test_help_lists_settings(place):
     for text in ("--train.steps", "default: 12", "Optimiser steps of the whole run", "--model.args.channels"):
         assert text in out
     assert "--guidance" in ok(script("sample", "--help"))
+
+
+def test_compare_solvers_of_our_own(tmp_path):
+    out = tmp_path / "accuracy.md"
+    ok(script("compare_solvers", "--no-peers", "--only", "DPMpp2M(low", "--points", 4, "--budgets", 4, "--out", out))
+    assert "| `DPMpp2M(low_order)` |" in out.read_text() and "| 4 |" in out.read_text()
+    bad(script("compare_solvers", "--no-peers", "--only", "no such"), "no such solver", "Heun()")
+    bad(script("compare_solvers", "--azula", tmp_path), "no azula/sample.py")
