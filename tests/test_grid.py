@@ -154,7 +154,10 @@ def test_optimize_finds_the_closed_form():
     assert times[0] == start[0] and times[-1] == start[-1]
 
 
-@pytest.mark.parametrize("name,solver,gain", [("vp", solvers.DDIM(0.0), 1.3), ("flow", solvers.Heun(), 3.0)])
+@pytest.mark.parametrize(
+    "name,solver,gain",
+    [pytest.param("vp", solvers.DDIM(0.0), 1.3, marks=pytest.mark.slow), ("flow", solvers.Heun(), 3.0)],
+)
 def test_optimized_times_are_better_on_new_noise(name, solver, gain):
     """5 steps with learned times against the best of three fixed grids, on noise that was not trained on."""
     schedule = SCHEDULES[name]

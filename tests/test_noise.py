@@ -78,7 +78,7 @@ def test_beyond_the_path_noise_is_fresh():
     "name,solver",
     [
         ("vp", solvers.DDIM(1.0)),
-        ("edm", solvers.DDPM()),
+        pytest.param("edm", solvers.DDPM(), marks=pytest.mark.slow),
         ("vp", solvers.DPMppSDE()),
     ],  # the last has a noise in mid-step
     ids=["ddim", "ddpm", "sde"],

@@ -26,7 +26,14 @@ def setup(name="vp", n=26, batch=8):
 
 @pytest.mark.parametrize(
     "solver,name",
-    [("ddim", "vp"), ("ddim", "edm"), ("ddpm", "flow"), ("ddpm", "vp"), ("heun", "edm"), ("heun", "flow")],
+    [
+        ("ddim", "vp"),
+        ("ddpm", "flow"),
+        ("heun", "edm"),
+        pytest.param("ddim", "edm", marks=pytest.mark.slow),
+        pytest.param("ddpm", "vp", marks=pytest.mark.slow),
+        pytest.param("heun", "flow", marks=pytest.mark.slow),
+    ],
 )
 def test_the_sequential_result_in_fewer_sweeps(solver, name):
     """25 steps: 5 to 7 sweeps at tol = 0.1, 8 to 10 at 1e-3, and the result to a few tol."""
@@ -62,7 +69,7 @@ def test_a_window_of_one_is_sequential(solver):
     np.testing.assert_allclose(x0, jitted_sample()(SOLVERS[solver], *inputs), atol=2e-6)
 
 
-@pytest.mark.parametrize("window", [2, 7, 25, 100])
+@pytest.mark.parametrize("window", [7, 25, *(pytest.param(w, marks=pytest.mark.slow) for w in (2, 100))])
 def test_every_window(window):
     inputs = setup()
     x0, info = parallel(solvers.DDPM(), *inputs, window=window)

@@ -167,7 +167,7 @@ MORE_SOLVERS = {
 @pytest.mark.parametrize(
     "schedule,solver",
     [
-        pytest.param(schedule, solver, marks=() if i % 9 == j or schedule == "zero_snr" else pytest.mark.slow)
+        pytest.param(schedule, solver, marks=() if i % 9 == j else pytest.mark.slow)
         for i, solver in enumerate([*SOLVERS, *MORE_SOLVERS])
         for j, schedule in enumerate(MORE_SCHEDULES)
     ],

@@ -96,7 +96,7 @@ def run_to(solver, denoise, schedule, x, steps, most):
     return jdiff.sample(solver, denoise, schedule, x, times, n=steps + 1, path=True)[1][-1]
 
 
-@pytest.mark.parametrize("solver,schedule", pairs(DETERMINISTIC, always=("ddim", "heun")))
+@pytest.mark.parametrize("solver,schedule", pairs(DETERMINISTIC, always=("ddim",)))
 def test_order_of_convergence(schedule, solver):
     """log error falls with log steps at least at the nominal order - 0.2, against the exact probability-flow map."""
     with jax.enable_x64(True):
@@ -153,7 +153,7 @@ def moments(solver, schedule, steps, draws):
     return abs(value - a[-1] * 0.3), abs(variance / (a[-1] ** 2 * 0.4 + s[-1] ** 2) - 1)
 
 
-@pytest.mark.parametrize("solver,schedule", pairs(STOCHASTIC, always=("ddpm", "ddim_half")))
+@pytest.mark.parametrize("solver,schedule", pairs(STOCHASTIC, always=("ddpm",)))
 def test_moments_of_gaussian_data(schedule, solver):
     """Mean and variance of what a stochastic solver makes tend to the data's own, at least at first order."""
     with jax.enable_x64(True):
@@ -300,7 +300,7 @@ def test_heun_from_pure_noise_on_flow_is_heun_in_t():
 
 
 @pytest.mark.parametrize(
-    "schedule", [pytest.param(s, marks=() if s in ("zero_snr", "edm") else pytest.mark.slow) for s in MORE_SCHEDULES]
+    "schedule", [pytest.param(s, marks=() if s == "zero_snr" else pytest.mark.slow) for s in MORE_SCHEDULES]
 )
 def test_starts_and_ends_anywhere(schedule):
     """From t_max (where alpha may be 0) to t_min, by every kind of step: finite, and the right mean and variance."""
@@ -324,7 +324,7 @@ def test_starts_and_ends_anywhere(schedule):
         np.testing.assert_allclose(out.var(), variance, atol=0.06, err_msg=name)  # DDPM on sub-VP lacks 9% at 120 steps
 
 
-@pytest.mark.parametrize("schedule", ["vp", "edm"])
+@pytest.mark.parametrize("schedule", ["vp", pytest.param("edm", marks=pytest.mark.slow)])
 def test_inversion(schedule):
     """Up and down again comes back at the solver's order, and up agrees with the exact map."""
     with jax.enable_x64(True):
