@@ -69,7 +69,7 @@ def pairs(sampling) -> dict:
         "dpmpp_2m_sde": (solvers.DPMpp2MSDE(), s.sample_dpmpp_2m_sde, {}, True, True),
         "dpmpp_2m_sde, eta 1/2": (solvers.DPMpp2MSDE(0.5), s.sample_dpmpp_2m_sde, dict(eta=0.5), True, True),
         "dpmpp_2m_sde heun": (
-            solvers.DPMpp2MSDE(1.0).replace(two_nodes=None), s.sample_dpmpp_2m_sde, dict(solver_type="heun"), True, True,
+            solvers.DPMpp2MSDE().replace(two_nodes=None), s.sample_dpmpp_2m_sde, dict(solver_type="heun"), True, True,
         ),
         "dpmpp_3m_sde": (solvers.DPMpp3MSDE().replace(few=0), s.sample_dpmpp_3m_sde, {}, True, False),
     }  # fmt: skip
