@@ -26,6 +26,7 @@ config = Config(
         clip=1.0,
         ema=Named("half_life", {"images": 600_000.0}),
         visit=500,
+        threads=1,
         save_every=15_000,
     ),
     # terminal alpha_bar is 0.78: N(0, 1) is not where this process ends

@@ -46,8 +46,7 @@ class Antithetic:
     def __call__(self, key, n, schedule):
         index, size = positions(key, n)
         half = (size + 1) // 2
-        base = _base(key)
-        u = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(base, i)))(index % half)
+        u = jax.random.uniform(_base(key), (half,))[index % half]
         k = jnp.floor(u * self.T)
         return (jnp.where(index < half, k, self.T - 1 - k) + 1) / self.T
 

@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
     argv = [word for word in argv if word != "--resume"]
     about = "Also: --run-dir DIR (default runs/NAME), --resume (fail unless there is a run to go on with)."
     config = configs.parse(configs.Config, argv, configs.load_config(path), f"scripts/train.py {path}", about)
+    configs.limit_threads(config)
     directory = Path(directory or f"runs/{config.name}")
     run = runs.build(directory, config)
     prepare_directory(run, resume)
@@ -146,7 +147,7 @@ def prepare_directory(run: runs.Run, resume: bool) -> None:
     path = run.directory / "config.json"
     if path.is_file():
         old = configs.from_json(path.read_text())
-        free = ("train.steps", "train.save_every", "train.keep", "train.sample_every", "sample")
+        free = ("train.steps", "train.save_every", "train.keep", "train.sample_every", "train.threads", "sample")
         changed = configs.differences(old, run.config, ignore=free)
         if changed:
             a, b = configs.flat(old), configs.flat(run.config)

@@ -1,5 +1,7 @@
 """Configs: reloadable, checked, overridable."""
 
+import os
+
 import pytest
 
 from jdiff import config as configs
@@ -70,10 +72,20 @@ def test_wrong_names_and_numbers(change, text):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field", ["steps", "batch", "visit", "save_every", "keep", "lr"])
+@pytest.mark.parametrize("field", ["steps", "batch", "visit", "save_every", "keep", "lr", "threads"])
 def test_numbers_must_be_positive(field):
     with pytest.raises(ConfigError, match=f"train.{field} must be positive"):
         make(train=Train(**{field: 0}))
+
+
+def test_threads_leave_the_environment_alone_unless_asked(monkeypatch):
+    monkeypatch.setenv("NPROC", "outer")  # so that it is restored
+    monkeypatch.delenv("NPROC")
+    configs.limit_threads(make())
+    assert "NPROC" not in os.environ
+    for threads in (2, 1):  # the first stays
+        configs.limit_threads(make(train=Train(threads=threads)))
+        assert os.environ["NPROC"] == "2"
 
 
 def test_load_config(tmp_path):
