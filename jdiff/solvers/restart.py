@@ -39,15 +39,15 @@ class Restart:
 
     def plan(self, schedule, times, n):
         t, s = times[:-1], times[1:]
-        ratio = schedule.sigma(times) / jnp.maximum(schedule.alpha(times), 1e-20)
-        crossed = (ratio[:-1] > self.low) & (ratio[1:] <= self.low)
-        crossed = crossed & (jnp.arange(len(t)) < n - 1)
+        above = schedule.sigma(times) > self.low * schedule.alpha(times)  # no ratio: alpha may be 0 at the first time
+        crossed = above[:-1] & ~above[1:] & (jnp.arange(len(t)) < n - 1)
+        ratio = schedule.sigma(s) / schedule.alpha(s)
         # back to where the step ended, from the restart's height or wherever the schedule ends
-        one = jnp.ones_like(self.high * ratio[1:])
+        one = jnp.ones_like(self.high * ratio)
         top = jnp.minimum(time_at(schedule, one, self.high * one), schedule.t_max)
-        high = schedule.sigma(top) / jnp.maximum(schedule.alpha(top), 1e-20)
+        high = schedule.sigma(top) / schedule.alpha(top)
         u = jnp.linspace(0, 1, self.steps + 1, dtype=t.dtype)[None]
-        a, b = high[:, None] ** (1 / 7), ratio[1:, None] ** (1 / 7)
+        a, b = high[:, None] ** (1 / 7), ratio[:, None] ** (1 / 7)
         inner = time_at(schedule, jnp.ones_like(a + u), (a + u * (b - a)) ** 7)
         inner = inner.at[:, 0].set(top).at[:, -1].set(s)
         plan = jax.vmap(lambda row: Heun().between(schedule, row[:-1], row[1:]))(inner)
