@@ -1,7 +1,11 @@
 """Normalisation, in float32 whatever the dtype of the network."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 
 
 def group_norm(channels: int, name: str | None = None, max_groups: int = 32, min_width: int = 4) -> nn.GroupNorm:
@@ -20,3 +24,142 @@ class AdaptiveGroupNorm(nn.Module):
         y = group_norm(C, "norm")(x)
         scale, shift = jnp.split(nn.Dense(2 * C, name="modulation")(nn.silu(embedding)), 2, axis=-1)
         return y * (1 + scale[:, None, None]) + shift[:, None, None]
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, mean and var of each channel over the whole batch.
+
+    Ioffe & Szegedy 2015, arXiv:1502.03167. In training the statistics are those of the batch, on all devices of
+    `axis_name` where one is given (under jit with shardings the batch is one array, and no name is needed); else they
+    are running averages, the collection "batch_stats": r <- momentum r + (1 - momentum) batch, with PyTorch's unbiased
+    variance. Statistics are float32 or wider, the output of `dtype`, or of theirs.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+    scale_init: Callable = nn.initializers.ones_init()
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        """x: (B, ..., C) -> the same. Raises ValueError in training on a single value per channel."""
+        C = x.shape[-1:]
+        scale = self.param("scale", self.scale_init, C, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), C, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, C, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, C, jnp.float32)
+        y = _wide(x)
+        if train and not self.is_initializing():
+            count = x.size // x.shape[-1] * (1 if self.axis_name is None else lax.axis_size(self.axis_name))
+            if count < 2:
+                raise ValueError(f"BatchNorm: the variance of one value per channel is not defined, got {x.shape}")
+            mean, var = self._statistics(y)
+            averages = ((running_mean, mean), (running_var, var * (count / (count - 1))))
+            for running, batch in averages:
+                old = running.value
+                running.value = (self.momentum * old + (1 - self.momentum) * batch).astype(old.dtype)
+        else:
+            mean, var = running_mean.value.astype(y.dtype), running_var.value.astype(y.dtype)
+        gain = lax.rsqrt(var + self.epsilon) * scale.astype(y.dtype)
+        y = (y - _lead(mean, y)) * _lead(gain, y) + _lead(bias.astype(y.dtype), y)
+        return y if self.dtype is None else y.astype(self.dtype)
+
+    def _statistics(self, y):
+        """Mean and variance over the batch and the devices: deviations are squared, not values, so nothing cancels."""
+        axes = tuple(range(y.ndim - 1))
+        mean = y.mean(axes)
+        if self.axis_name is None:
+            return mean, jnp.square(y - _lead(mean, y)).mean(axes)
+        mean = lax.pmean(mean, self.axis_name)
+        return mean, lax.pmean(jnp.square(y - _lead(mean, y)).mean(axes), self.axis_name)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(var + epsilon) over the channels of each position, then scale and bias.  arXiv:1607.06450."""
+
+    epsilon: float = 1e-5
+    affine: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        """x: (B, ..., C) -> the same."""
+        return _affine(self, standardize(x, (-1,), self.epsilon), bias=True)
+
+
+class InstanceNorm(nn.Module):
+    """(x - mean) / sqrt(var + epsilon) over the positions of each sample and channel.  arXiv:1607.08022."""
+
+    epsilon: float = 1e-5
+    affine: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        """x: (B, ..., C) -> the same. Raises ValueError where a sample has a single position, which would give 0."""
+        if x.size == x.shape[0] * x.shape[-1]:
+            raise ValueError(f"InstanceNorm needs more than one position per sample, got {x.shape}")
+        return _affine(self, standardize(x, tuple(range(1, x.ndim - 1)), self.epsilon), bias=True)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + epsilon) over the channels of each position, then scale.  arXiv:1910.07467."""
+
+    epsilon: float = 1e-6
+    affine: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        """x: (B, ..., C) -> the same."""
+        y = _wide(x)
+        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return _affine(self, y, bias=False)
+
+
+class AdaptiveLayerNorm(nn.Module):
+    """norm(x) (1 + scale) + shift, both linear in silu(embedding) and 0 at the start.  arXiv:2212.09748, 3.2."""
+
+    epsilon: float = 1e-6
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, embedding):
+        """x: (B, ..., C), embedding: (B, E) -> like x."""
+        zeros = nn.initializers.zeros_init()
+        modulation = nn.Dense(2 * x.shape[-1], kernel_init=zeros, name="modulation")(nn.silu(embedding))
+        y = modulate(standardize(x, (-1,), self.epsilon), *jnp.split(modulation, 2, axis=-1))
+        return y if self.dtype is None else y.astype(self.dtype)
+
+
+def standardize(x, axes, epsilon: float):
+    """(x - mean) / sqrt(var + epsilon) over `axes`, in float32 or wider; x of any shape."""
+    y = _wide(x)
+    y = y - y.mean(axes, keepdims=True)
+    return y * lax.rsqrt(jnp.square(y).mean(axes, keepdims=True) + epsilon)
+
+
+def modulate(y, scale, shift):
+    """y (1 + scale) + shift for y (B, ..., C) with scale and shift (B, C)."""
+    shape = (scale.shape[0], *(1,) * (y.ndim - 2), scale.shape[-1])
+    return y * (1 + scale.reshape(shape)) + shift.reshape(shape)
+
+
+def _affine(module, y, bias: bool):
+    """The scale and bias of a norm module, if it has them, and its dtype."""
+    if module.affine:
+        y = y * _lead(module.param("scale", nn.initializers.ones_init(), y.shape[-1:], jnp.float32).astype(y.dtype), y)
+        if bias:
+            b = module.param("bias", nn.initializers.zeros_init(), y.shape[-1:], jnp.float32)
+            y = y + _lead(b.astype(y.dtype), y)
+    return y if module.dtype is None else y.astype(module.dtype)
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _lead(vector, like):
+    """(C,) -> (1, ..., 1, C), of the rank of `like`."""
+    return vector.reshape(*(1,) * (like.ndim - 1), -1)
