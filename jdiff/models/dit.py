@@ -1,0 +1,173 @@
+"""DiT: a transformer over patches whose norms are modulated by noise label and class (adaLN-Zero).
+
+Peebles & Xie 2023, arXiv:2212.09748.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdiff.models.embed import ClassEmbedding, check_unconditional
+from jdiff.models.registry import register_model
+from jdiff.models.transformer import (
+    Attention,
+    FeedForward,
+    Patches,
+    check_patches,
+    grid_positions,
+    images,
+    rotary_angles,
+    sincos_positions,
+    standardize,
+    xavier,
+    zeros,
+)
+
+
+def label_features(label: jax.Array, features: int = 256) -> jax.Array:
+    """[cos(label w_j), sin(label w_j)], w_j = 10,000^(-2j/features), in float32 at least; (B,) -> (B, features)."""
+    dtype = jnp.promote_types(label.dtype, jnp.float32)
+    half = features // 2
+    # rounded as the published code rounds: at label 999 the last bit of a rate moves an angle by 1e-5
+    exponents = -np.log(10_000).astype(dtype) * np.arange(half, dtype=dtype) / half
+    w = np.exp(exponents.astype(np.float64)).astype(dtype)
+    angles = label.astype(dtype)[:, None] * w[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def modulate(x, shift, scale):
+    """The norm of x, (B, L, D), times 1 + scale, plus shift, both (B, 1, D)."""
+    return standardize(x) * (1 + scale) + shift
+
+
+class DiTBlock(nn.Module):
+    """x + gate attention(modulated norm), x + cross-attention, x + gate feed-forward(modulated norm).
+
+    Shifts, scales and gates are linear in silu(c) and start at zero, so the block starts as the identity.
+    """
+
+    heads: int
+    ratio: float = 4.0
+    qk_norm: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, c, context=None, mask=None, angles=None):
+        """x: (B, L, D); c: (B, D); context: (B, S, D) with its mask (B, S), or None; angles: of the positions."""
+        D = x.shape[-1]
+        parts = nn.Dense(6 * D, kernel_init=zeros, dtype=self.dtype, name="modulation")(nn.silu(c))
+        shift_0, scale_0, gate_0, shift_1, scale_1, gate_1 = jnp.split(parts[:, None], 6, -1)
+        attention = Attention(self.heads, self.qk_norm, dtype=self.dtype, name="attention")
+        x = x + gate_0 * attention(modulate(x, shift_0, scale_0), angles=angles)
+        if context is not None:
+            cross = Attention(self.heads, self.qk_norm, out_init=zeros, dtype=self.dtype, name="cross")
+            x = x + cross(standardize(x), context, mask)
+        feed = FeedForward(self.ratio, dtype=self.dtype, name="feed")
+        return x + gate_1 * feed(modulate(x, shift_1, scale_1))
+
+
+class DiT(nn.Module):
+    """A diffusion transformer for images (B, H, W, C), H and W multiples of `patch`; starts at output 0.
+
+    `num_classes` of 0 is unconditional; else `cond` holds labels in 0..num_classes, num_classes (or None) being "no
+    class". With `context`, the width of embeddings, `cond` is a set or text (B, S, context), or a pair of one and its
+    mask (B, S), True for what counts, or None; blocks see it by cross-attention, beside a learned "nothing". Its order
+    does not matter.
+
+    `label_scale` brings noise labels to the published range, 0 to 999; `channels` is checked if given;
+    `out_multiplier` 2 gives channels [prediction, variance]. `sincos`: fixed positions are added; `rope`: queries and
+    keys are turned by theirs; `qk_norm`: see `Attention`; `remat` recomputes each block in the backward pass.
+    Parameters, norms and output are float32, dense layers and attention in `dtype`.
+    """
+
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    patch: int = 2
+    ratio: float = 4.0
+    num_classes: int = 0
+    context: int = 0
+    channels: int | None = None
+    out_multiplier: int = 1
+    label_scale: float = 200.0
+    sincos: bool = True
+    rope: bool = False
+    qk_norm: bool = False
+    remat: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, label, cond=None, train: bool = False):
+        """x: (B, H, W, C); label: (B,); cond: see above; returns F, (B, H, W, C out_multiplier)."""
+        del train  # no dropout
+        check_patches(x, self.patch, self.channels, "DiT")
+        _, H, W, C = x.shape
+        p = self.patch
+        grid = H // p, W // p
+        h = Patches(self.width, p, self.dtype, name="patches")(x)
+        if self.sincos:
+            h = h + jnp.asarray(sincos_positions(*grid, self.width), h.dtype)[None]
+        angles = rotary_angles(grid_positions(*grid), self.width // self.heads) if self.rope else None
+        c, context, mask = self._conditions(label, cond)
+        make = nn.remat(DiTBlock) if self.remat else DiTBlock
+        for i in range(self.depth):
+            block = make(self.heads, self.ratio, self.qk_norm, self.dtype, name=f"block_{i}")
+            h = block(h, c, context, mask, angles)
+        parts = nn.Dense(2 * self.width, kernel_init=zeros, name="modulation")(nn.silu(c))
+        h = modulate(h, *jnp.split(parts[:, None], 2, -1))
+        h = nn.Dense(p * p * C * self.out_multiplier, kernel_init=zeros, name="out")(h)
+        return images(h, H, W, p)
+
+    def _conditions(self, label, cond):
+        """(c, context, mask): the vector for the modulations; the context, None if there is none."""
+        init = nn.initializers.normal(0.02)
+        c = nn.Dense(self.width, kernel_init=init, name="label_in")(label_features(label * self.label_scale))
+        c = nn.Dense(self.width, kernel_init=init, name="label_out")(nn.silu(c))
+        if self.context and self.num_classes:
+            raise ValueError("a DiT takes classes or a context, not both; set num_classes or context to 0")
+        if self.num_classes:
+            c = c + ClassEmbedding(self.num_classes, self.width, std=0.02, name="class")(cond, len(label))
+        elif not self.context:
+            check_unconditional(cond)
+        if not self.context:
+            return c, None, None
+        B = len(label)
+        given, mask = cond if isinstance(cond, tuple | list) else (cond, None)
+        given = jnp.zeros((B, 0, self.context), c.dtype) if given is None else given
+        if given.ndim != 3 or given.shape[::2] != (B, self.context):
+            raise ValueError(f"a context is ({B}, length, {self.context}), got {given.shape}")
+        mask = jnp.ones(given.shape[:2], bool) if mask is None else mask
+        if mask.shape != given.shape[:2]:
+            raise ValueError(f"the context's mask is {mask.shape}; expected {given.shape[:2]}")
+        nothing = self.param("nothing", init, (1, 1, self.width), jnp.float32)
+        given = nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="context_in")(given)
+        context = jnp.concatenate([jnp.broadcast_to(nothing, (B, 1, self.width)).astype(given.dtype), given], 1)
+        return c, context, jnp.concatenate([jnp.ones((B, 1), bool), mask.astype(bool)], 1)
+
+
+SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}  # width, depth, heads
+
+
+@register_model
+def dit_small(**overrides):
+    """A DiT for 32x32 pixels: 6 layers of 256 on 64 patches, 7.5M parameters."""
+    return DiT(**dict(width=256, depth=6, heads=8, patch=4) | overrides)
+
+
+def _register(size: str, patch: int) -> None:
+    width, depth, heads = SIZES[size]
+
+    def make(**overrides):
+        return DiT(**dict(width=width, depth=depth, heads=heads, patch=patch) | overrides)
+
+    make.__name__ = f"dit_{size}_{patch}"
+    make.__doc__ = f"DiT-{size.upper()}/{patch}: {depth} layers of {width}."
+    register_model(make)
+
+
+for _size in SIZES:
+    for _patch in (2, 4, 8):
+        _register(_size, _patch)

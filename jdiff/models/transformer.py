@@ -1,0 +1,200 @@
+"""Parts of transformers: attention, feed-forward layers, blocks, and where a token is.
+
+Tokens are (B, L, D). Dense layers compute in `dtype`; parameters, norms and softmax are at least float32.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+xavier = nn.initializers.xavier_uniform()
+zeros = nn.initializers.zeros_init()
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """softmax(q k^T / sqrt(D)) v over all keys, head by head.  Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+
+    q: (B, T, N, D); k, v: (B, S, N, D); mask: (B, S), True where a key may be seen, at least one in each row.
+    Returns (B, T, N, D). Half precision runs in cuDNN's fused kernel on GPUs, for D up to 128 in multiples of 8.
+    """
+    mask = None if mask is None else mask[:, None, None]
+    if q.dtype == jnp.float64:  # jax.nn's softmax is a float32 one
+        logits = jnp.einsum("btnd,bsnd->bnts", q, k) / np.sqrt(q.shape[-1])
+        logits = logits if mask is None else jnp.where(mask, logits, -jnp.inf)
+        return jnp.einsum("bnts,bsnd->btnd", nn.softmax(logits), v)
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    fused = half and jax.default_backend() == "gpu" and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn" if fused else None)
+
+
+class Attention(nn.Module):
+    """W_out attend(W_q x, W_k context, W_v context), multi-head; self-attention without a context.
+
+    `qk_norm`: queries and keys divided by their root mean square, each head for itself, times a learned scale: logits
+    cannot grow with the weights (Dehghani et al. 2023, arXiv:2302.05442).
+    """
+
+    heads: int = 8
+    qk_norm: bool = False
+    bias: bool = True
+    out_init: Any = xavier
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, context=None, mask=None, angles=None):
+        """x: (B, T, D); context: (B, S, E); mask: (B, S), True for keys to see; angles: of `rotate`; (B, T, D)."""
+        B, T, D = x.shape
+        if D % self.heads:
+            raise ValueError(f"Attention: a width of {D} does not divide into {self.heads} heads")
+
+        def project(x, parts, name):
+            y = nn.Dense(parts * D, use_bias=self.bias, kernel_init=xavier, dtype=self.dtype, name=name)(x)
+            y = y.reshape(B, x.shape[1], parts, self.heads, D // self.heads)
+            return [y[:, :, i] for i in range(parts)]
+
+        if context is None:
+            q, k, v = project(x, 3, "qkv")
+        else:
+            (q,), (k, v) = project(x, 1, "q"), project(context, 2, "kv")
+        if self.qk_norm:
+            q, k = nn.RMSNorm(name="q_norm")(q), nn.RMSNorm(name="k_norm")(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        y = attend(q.astype(v.dtype), k.astype(v.dtype), v, mask)
+        return nn.Dense(D, kernel_init=self.out_init, dtype=self.dtype, name="out")(y.reshape(B, T, D))
+
+
+class FeedForward(nn.Module):
+    """W_out gelu(W_in x), with `ratio` times the width between; `exact` takes the error function, not tanh."""
+
+    ratio: float = 4.0
+    exact: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        """(B, L, D) -> (B, L, D)."""
+        D = x.shape[-1]
+        y = nn.Dense(int(D * self.ratio), kernel_init=xavier, dtype=self.dtype, name="in")(x)
+        return nn.Dense(D, kernel_init=xavier, dtype=self.dtype, name="out")(nn.gelu(y, approximate=not self.exact))
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward layer, each added to its input: x + f(norm(x)), or `post`: norm(x + f(x)).
+
+    Pre-norm: Dosovitskiy et al. 2021, arXiv:2010.11929; post-norm: Vaswani et al. 2017, arXiv:1706.03762.
+    """
+
+    heads: int = 8
+    ratio: float = 4.0
+    post: bool = False
+    qk_norm: bool = False
+    bias: bool = True
+    epsilon: float = 1e-5
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, mask=None, angles=None):
+        """(B, L, D) -> (B, L, D); mask: (B, L), True for tokens to see."""
+        attention = Attention(self.heads, self.qk_norm, self.bias, dtype=self.dtype, name="attention")
+        feed = FeedForward(self.ratio, exact=True, dtype=self.dtype, name="feed")
+        for f, name in ((lambda y: attention(y, mask=mask, angles=angles), "norm_0"), (feed, "norm_1")):
+            norm = nn.LayerNorm(self.epsilon, use_fast_variance=False, name=name)
+            x = (norm(x + f(x)) if self.post else x + f(norm(x))).astype(x.dtype)
+        return x
+
+
+def standardize(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """Layer norm without parameters, over the last axis: (x - mean) / std, in float32 at least."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + epsilon)
+
+
+class Patches(nn.Module):
+    """Patches of `patch` x `patch` pixels through one dense layer: (B, H, W, C) -> (B, HW/patch², features)."""
+
+    features: int
+    patch: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        p, C = self.patch, x.shape[-1]
+
+        def init(key, shape, dtype):
+            return xavier(key, (p * p * C, self.features), dtype).reshape(shape)
+
+        kernel = self.param("kernel", init, (p, p, C, self.features), jnp.float32)
+        bias = self.param("bias", zeros, (self.features,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return tokens(x, p) @ kernel.reshape(p * p * C, self.features) + bias[None, None]
+
+
+def tokens(x: jax.Array, patch: int) -> jax.Array:
+    """The patches of images, row by row: (B, H, W, C) -> (B, HW/patch², patch² C)."""
+    (B, H, W, C), p = x.shape, patch
+    return x.reshape(B, H // p, p, W // p, p, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, p * p * C)
+
+
+def images(x: jax.Array, height: int, width: int, patch: int) -> jax.Array:
+    """`tokens` backwards: (B, L, patch² C) -> (B, height, width, C)."""
+    B, p = len(x), patch
+    x = x.reshape(B, height // p, width // p, p, p, -1)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, height, width, -1)
+
+
+def check_patches(x: jax.Array, patch: int, channels: int | None, name: str) -> None:
+    """Raise ValueError unless x is (B, H, W, C), H and W are multiples of `patch`, and C is `channels` if given."""
+    if x.ndim != 4:
+        raise ValueError(f"a {name} takes images (B, H, W, C), got {x.shape}")
+    if x.shape[1] % patch or x.shape[2] % patch:
+        raise ValueError(
+            f"a {name} with patches of {patch} needs sizes that are multiples of {patch}, got "
+            f"{x.shape[1]}x{x.shape[2]}; pad the images or use another patch"
+        )
+    if channels is not None and x.shape[3] != channels:
+        raise ValueError(f"this {name} takes {channels} channels, got {x.shape[3]}")
+
+
+def grid_positions(height: int, width: int) -> np.ndarray:
+    """(row, column) of each token of a grid, row by row: (height width, 2)."""
+    return np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1).reshape(-1, 2)
+
+
+def sincos_positions(height: int, width: int, features: int) -> np.ndarray:
+    """Fixed positions of a grid's tokens, float64 (height width, features): sin and cos of the column, then the row.
+
+    Peebles & Xie 2023, arXiv:2212.09748, section 3.2. `features` must be a multiple of 4.
+    """
+    if features % 4:
+        raise ValueError(f"sincos_positions: features must be a multiple of 4, got {features}")
+    w = 10_000.0 ** (-np.arange(features // 4) / (features // 4))
+    angles = grid_positions(height, width)[:, ::-1, None] * w  # (L, 2, features / 4)
+    return np.stack([np.sin(angles), np.cos(angles)], 2).reshape(height * width, features)
+
+
+def rotary_angles(positions: np.ndarray, features: int, base: float = 10_000.0) -> np.ndarray:
+    """Angles of rotary position embedding, (L, features/2), for positions (L,), or (L, A) with A axes.
+
+    Each axis turns its share of the pairs, at rates from 1 down to 1/base geometrically. Su et al. 2021,
+    arXiv:2104.09864, eq. 15; axial in two dimensions. `features`, of one head, must be a multiple of 2 A.
+    """
+    positions = np.asarray(positions, np.float64).reshape(len(positions), -1)
+    axes = positions.shape[1]
+    if features % (2 * axes):
+        raise ValueError(f"rotary_angles: {axes} axes need a head width that {2 * axes} divides, got {features}")
+    pairs = features // 2 // axes
+    w = base ** (-np.arange(pairs) / pairs)
+    return (positions[:, :, None] * w).reshape(len(positions), -1)
+
+
+def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
+    """Turn the pairs (x_i, x_{i+D/2}) of token l by angles[l, i], in float32 at least; x: (B, L, N, D)."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    cos, sin = (jnp.asarray(f(angles), dtype)[None, :, None] for f in (np.cos, np.sin))
+    a, b = jnp.split(x.astype(dtype), 2, -1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
