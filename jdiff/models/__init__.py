@@ -5,8 +5,22 @@ A side tower: it knows jax and flax, and nothing about diffusion.
 
 from jdiff.models.attention import SelfAttention
 from jdiff.models.conv import Conv, conv
+from jdiff.models.dit import DiT
 from jdiff.models.mlp import MLP, StepMLP
 from jdiff.models.registry import create_model, list_models, register_model
+from jdiff.models.resnet import ResNet
 from jdiff.models.unet import UNet
 
-__all__ = ["MLP", "Conv", "SelfAttention", "StepMLP", "UNet", "conv", "create_model", "list_models", "register_model"]
+__all__ = [
+    "MLP",
+    "Conv",
+    "DiT",
+    "ResNet",
+    "SelfAttention",
+    "StepMLP",
+    "UNet",
+    "conv",
+    "create_model",
+    "list_models",
+    "register_model",
+]

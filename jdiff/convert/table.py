@@ -1,0 +1,162 @@
+"""The table between a published network's tensors and a module's variables: names, and layouts of the numbers.
+
+Each line pairs one path of ours with one name of theirs, or with several that ours holds side by side. The same table
+serves both directions.
+"""
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Path = tuple[str, ...]
+
+
+class Layout(NamedTuple):
+    """`ours(*theirs) -> array` and `theirs(array) -> array or tuple of arrays`, inverse to each other."""
+
+    ours: Callable[..., np.ndarray]
+    theirs: Callable[[np.ndarray], Any]
+
+
+class Entry(NamedTuple):
+    """A path in variables ("params", ..., "kernel"), the name or names in the file, and how the numbers lie there."""
+
+    path: Path
+    names: str | tuple[str, ...]
+    layout: Layout
+
+
+class Mismatch(ValueError):
+    """A file's tensors are not those of the architecture."""
+
+
+AS_IS = Layout(lambda w: w, lambda w: w)
+DENSE = Layout(lambda w: w.T, lambda k: k.T)  # (out, in) and (in, out)
+CONV = Layout(lambda w: np.moveaxis(w, (0, 1), (-1, -2)), lambda k: np.moveaxis(k, (-1, -2), (0, 1)))  # OI... and ...IO
+
+
+def fused(heads: int, order: str, widths: int = 0) -> Layout:
+    """Queries, keys and values in one layer, ours in the order 3hd of the outputs (which, head, channel).
+
+    order: theirs, a permutation of "3hd"; widths: the dimensions of their convolution of width 1. Kernels and biases.
+    """
+    there = tuple("3hd".index(axis) for axis in order)
+    back = tuple(order.index(axis) for axis in "3hd")
+
+    def ours(w):
+        sizes = {"3": 3, "h": heads, "d": w.shape[0] // (3 * heads)}
+        out = w.reshape(*(sizes[axis] for axis in order), *w.shape[1 : w.ndim - widths])
+        out = out.transpose(*back, *range(3, out.ndim)).reshape(w.shape[: w.ndim - widths])
+        return out.T
+
+    def theirs(k):
+        k = k.T
+        out = k.reshape(3, heads, -1, *k.shape[1:])
+        out = out.transpose(*there, *range(3, out.ndim)).reshape(k.shape)
+        return out.reshape(*out.shape, *(1,) * widths)
+
+    return Layout(ours, theirs)
+
+
+def to_variables(
+    table: Sequence[Entry],
+    tensors: Mapping[str, np.ndarray],
+    expected: Any,
+    ignored: Iterable[str] = (),
+    dtype: Any = np.float32,
+) -> dict:
+    """The variables of a module from named tensors.
+
+    expected: the variables' shapes (`jax.eval_shape` of init); ignored: patterns of names that may be there without a
+    place; dtype: of all floating-point numbers. Raises `Mismatch`, which lists the missing, unexpected and mis-shaped.
+    """
+    shapes = {_path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(expected)}
+    if set(shapes) != {entry.path for entry in table}:
+        odd = sorted("/".join(p) for p in set(shapes) ^ {entry.path for entry in table})
+        raise AssertionError(f"the table and the module differ at {', '.join(odd[:8])}")
+    asked = [name for entry in table for name in _names(entry)]
+    missing = [name for name in asked if name not in tensors]
+    spare = [name for name in tensors if name not in set(asked) and not any(fnmatch.fnmatch(name, i) for i in ignored)]
+    shaped, found = [], {}
+    for path, names, layout in table:
+        names = (names,) if isinstance(names, str) else names
+        if any(name in missing for name in names):
+            continue
+        parts = [np.asarray(tensors[name]) for name in names]
+        try:
+            array = np.asarray(layout.ours(*parts))
+        except ValueError:
+            array = None  # the layout itself asks for another shape
+        if array is None or array.shape != shapes[path]:
+            theirs = ", ".join(f"{name} {part.shape}" for name, part in zip(names, parts, strict=True))
+            shaped.append(f"{theirs} for {'/'.join(path)} {shapes[path]}")
+        else:
+            found[path] = array.astype(dtype) if _floating(array) else array
+    if missing or spare or shaped:
+        raise Mismatch("; ".join(_listed(missing, "missing") + _listed(spare, "unexpected") + _listed(shaped, "shape")))
+    return _nest(found)
+
+
+def to_tensors(table: Sequence[Entry], variables: Mapping) -> dict[str, np.ndarray]:
+    """The named tensors of a module's variables: `to_variables` backwards."""
+    arrays = {_path(p): np.asarray(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    tensors = {}
+    for path, names, layout in table:
+        parts = layout.theirs(arrays[path])
+        for name, part in [(names, parts)] if isinstance(names, str) else zip(names, parts, strict=True):
+            tensors[name] = np.asarray(part, order="C")  # numbers stay of rank 0
+    return tensors
+
+
+def dense(path: Path, name: str, bias: bool = True) -> list[Entry]:
+    """The lines of a Linear and a Dense layer."""
+    return _layer(path, name, DENSE, bias)
+
+
+def conv(path: Path, name: str, bias: bool = True) -> list[Entry]:
+    """The lines of a convolution, in any number of dimensions."""
+    return _layer(path, name, CONV, bias)
+
+
+def norm(path: Path, name: str, bias: bool = True) -> list[Entry]:
+    """The lines of a normalisation with scale and, if it has one, bias."""
+    lines = [Entry(("params", *path, "scale"), f"{name}.weight", AS_IS)]
+    return lines + ([Entry(("params", *path, "bias"), f"{name}.bias", AS_IS)] if bias else [])
+
+
+def _layer(path, name, layout, bias):
+    lines = [Entry(("params", *path, "kernel"), f"{name}.weight", layout)]
+    return lines + ([Entry(("params", *path, "bias"), f"{name}.bias", AS_IS)] if bias else [])
+
+
+def _names(entry: Entry) -> tuple[str, ...]:
+    return (entry.names,) if isinstance(entry.names, str) else entry.names
+
+
+def _path(keys) -> Path:
+    return tuple(str(k.key) for k in keys)
+
+
+def _floating(array) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating)  # bfloat16 too, which NumPy does not count
+
+
+def _listed(items: list[str], title: str, most: int = 8) -> list[str]:
+    if not items:
+        return []
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return [f"{len(items)} {title}: {', '.join(items[:most])}{more}"]
+
+
+def _nest(flat: Mapping[Path, np.ndarray]) -> dict:
+    tree: dict = {}
+    for path, array in flat.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = array
+    return tree

@@ -1,0 +1,167 @@
+"""Residual networks for classification: ResNet-18, 34 and 50, with a noise level where the images are noisy.
+
+He et al. 2015, arXiv:1512.03385; the stride of a bottleneck sits in its 3x3 convolution, and padding is symmetric, as
+in torchvision, so that its weights fit (`jdiff.convert`). With `noise=True` the network is told the noise level: the
+classifier of classifier guidance (Dhariwal & Nichol 2021, arXiv:2105.05233, section 4).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+from jdiff.models.conv import conv
+from jdiff.models.embed import NoiseEmbedding
+from jdiff.models.norms import BatchNorm
+from jdiff.models.registry import register_model
+
+
+class ResNet(nn.Module):
+    """Class logits of images (B, H, W, C), or of noisy ones; H and W are free.
+
+    `depths`: blocks of each stage, the first of `width` channels, each next one doubled at half the resolution;
+    `bottleneck`: blocks of 1x1, 3x3 and 1x1 convolutions with four times the channels out. `stem`: "imagenet", 7x7 at
+    stride 2 and a 3x3 maximum at stride 2, or "small", 3x3, for images of about 32x32. `in_channels`: C, or None for
+    any. `noise`: the label is embedded and added in each block. `axis_name`: devices whose batch statistics are joined
+    in training.
+    """
+
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    bottleneck: bool = False
+    width: int = 64
+    num_classes: int = 1000
+    in_channels: int | None = None
+    stem: str = "imagenet"
+    noise: bool = False
+    label_scale: float = 200.0
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, label=None, cond=None, train: bool = False, return_features: bool = False):
+        """x: (B, H, W, C), label: (B,), ignored unless `noise`; returns logits (B, num_classes).
+
+        `train` uses the statistics of the batch, with `mutable=["batch_stats"]`. With `return_features` the result is
+        what the last layer sees, the mean over positions, (B, width of the last stage). Raises ValueError for images
+        of another rank, a missing label, and class labels, which are what this network predicts.
+        """
+        self._check(x, label, cond)
+        embedding = None
+        if self.noise:
+            embedding = nn.silu(NoiseEmbedding(4 * self.width, self.label_scale, name="noise")(label))
+        if self.stem == "imagenet":
+            x = Convolution(self.width, 7, 2, dtype=self.dtype, name="conv_in")(x)
+        else:
+            x = Convolution(self.width, 3, 1, dtype=self.dtype, name="conv_in")(x)
+        x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="norm_in")(x, train))
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage, depth in enumerate(self.depths):
+            for i in range(depth):
+                stride = 2 if stage and not i else 1
+                block = Block(
+                    self.width * 2**stage,
+                    stride,
+                    self.bottleneck,
+                    self.axis_name,
+                    self.dtype,
+                    name=f"stage_{stage}_{i}",
+                )
+                x = block(x, embedding, train)
+        features = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
+        return features if return_features else nn.Dense(self.num_classes, name="out")(features)
+
+    def features(self, x, label=None, train: bool = False):
+        """The mean over positions after the last stage: `model.apply(variables, x, label, method="features")`."""
+        return self(x, label, None, train, return_features=True)
+
+    def _check(self, x, label, cond) -> None:
+        if x.ndim != 4:
+            raise ValueError(f"a ResNet takes images (B, H, W, C), got {x.shape}")
+        if self.in_channels not in (None, x.shape[-1]):
+            raise ValueError(f"this ResNet takes images of {self.in_channels} channels, got {x.shape}")
+        if self.stem not in ("imagenet", "small"):
+            raise ValueError(f"unknown stem {self.stem!r}; one of imagenet, small")
+        if self.noise and label is None:
+            raise ValueError("this ResNet is told the noise level (noise=True), but label is None")
+        if cond is not None:
+            raise ValueError("a ResNet predicts classes and takes none; pass cond=None")
+
+
+class Block(nn.Module):
+    """relu(x + f(x)): two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1, each with its batch norm."""
+
+    features: int
+    stride: int = 1
+    bottleneck: bool = False
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, embedding=None, train: bool = False):
+        """x: (B, H, W, C), embedding: (B, E) or None, added after the first norm."""
+
+        def layer(x, features, kernel, stride, name):
+            x = Convolution(features, kernel, stride, dtype=self.dtype, name=f"conv_{name}")(x)
+            return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"norm_{name}")(x, train)
+
+        if self.bottleneck:
+            plan = ((self.features, 1, 1), (self.features, 3, self.stride), (4 * self.features, 1, 1))
+        else:
+            plan = ((self.features, 3, self.stride), (self.features, 3, 1))
+        y = x
+        for i, (features, kernel, stride) in enumerate(plan):
+            y = layer(y, features, kernel, stride, str(i))
+            if i == 0 and embedding is not None:
+                y = y + nn.Dense(features, dtype=self.dtype, name="embed")(embedding)[:, None, None]
+            if i < len(plan) - 1:
+                y = nn.relu(y)
+        if self.stride != 1 or x.shape[-1] != plan[-1][0]:
+            x = layer(x, plan[-1][0], 1, self.stride, "skip")
+        return nn.relu(x + y)
+
+
+class Convolution(nn.Module):
+    """A 2-D convolution without bias, padded by kernel // 2 on both sides.  Kaiming start, arXiv:1502.01852."""
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), features)."""
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        kernel = self.param("kernel", init, shape, jnp.float32)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        if self.kernel == 1:  # a matrix product is XLA:CPU's fastest
+            return lax.dot_general(x[:, :: self.stride, :: self.stride], kernel[0, 0], (((3,), (0,)), ((), ())))
+        pad = self.kernel // 2
+        return conv(x, kernel, (self.stride, self.stride), ((pad, pad), (pad, pad)))
+
+
+@register_model
+def resnet18(**overrides):
+    """ResNet-18 for ImageNet, 11.7M parameters."""
+    return ResNet(**overrides)
+
+
+@register_model
+def resnet34(**overrides):
+    """ResNet-34 for ImageNet, 21.8M parameters."""
+    return ResNet(**dict(depths=(3, 4, 6, 3)) | overrides)
+
+
+@register_model
+def resnet50(**overrides):
+    """ResNet-50 for ImageNet, 25.6M parameters."""
+    return ResNet(**dict(depths=(3, 4, 6, 3), bottleneck=True) | overrides)
+
+
+@register_model
+def resnet_small(**overrides):
+    """A ResNet-18 of half the width for noisy images of about 28x28 or 32x32: 2.9M parameters, ten classes."""
+    return ResNet(**dict(width=32, num_classes=10, stem="small", noise=True) | overrides)
