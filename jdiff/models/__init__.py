@@ -7,7 +7,7 @@ from jdiff.models.attention import SelfAttention
 from jdiff.models.conv import Conv, conv
 from jdiff.models.dit import DiT
 from jdiff.models.mlp import MLP, StepMLP
-from jdiff.models.registry import create_model, list_models, register_model
+from jdiff.models.registry import Tag, create_model, list_models, register_model, register_tag, tag_of
 from jdiff.models.resnet import ResNet
 from jdiff.models.unet import UNet
 
@@ -18,9 +18,12 @@ __all__ = [
     "ResNet",
     "SelfAttention",
     "StepMLP",
+    "Tag",
     "UNet",
     "conv",
     "create_model",
     "list_models",
     "register_model",
+    "register_tag",
+    "tag_of",
 ]

@@ -1,12 +1,43 @@
-"""Models by name: `@register_model` on a function that takes overrides and returns a module; in timm's manner."""
+"""Models by name: `@register_model` on a function that takes overrides and returns a module; in timm's manner.
 
+A tag names published weights: `register_tag("resnet18", "imagenet", ...)` makes `create_model("resnet18.imagenet")` the
+architecture of those weights, and `tag_of` says where they come from and what they expect. Any file that is imported
+can register models and tags of its own.
+"""
+
+import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {}
+_TAGS: dict[str, "Tag"] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tag:
+    """Published weights of a registered model.
+
+    `overrides`: fields of the model that they need; `url`: where they are, as data: nothing here downloads; `license`:
+    theirs, not ours; `parameters`: their count; `information`: what a user must know to sample with them, such as
+    {"architecture": "edm2", "conditioning": "EDM", "sigma_data": 0.5}.
+    """
+
+    model: str
+    tag: str
+    overrides: Mapping[str, Any]
+    url: str
+    license: str
+    parameters: int | None
+    information: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`model.tag`, as `create_model` takes it."""
+        return f"{self.model}.{self.tag}"
 
 
 def register_model(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -18,13 +49,34 @@ def register_model(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return make
 
 
+def register_tag(
+    model: str,
+    tag: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    url: str = "",
+    license: str = "",
+    parameters: int | None = None,
+    **information,
+) -> Tag:
+    """Register published weights of a model, see `Tag`. Raises ValueError for an unknown model or a name taken."""
+    _check_known(model, _MODELS, "model")
+    new = Tag(model, tag, dict(overrides or {}), url, license, parameters, information)
+    if _TAGS.get(new.name, new) != new:
+        raise ValueError(f"a tag named {new.name!r} is registered already, with other settings")
+    _TAGS[new.name] = new
+    return new
+
+
 def create_model(name: str, **overrides) -> nn.Module:
-    """The registered model `name`, with fields overridden: `create_model("unet", channels=32)`.
+    """The registered model or tag `name`, with fields overridden: `create_model("unet", channels=32)`.
 
     Raises ValueError for an unknown name or field, naming the nearest and listing the valid ones.
     """
-    if name not in _MODELS:
-        raise ValueError(f"unknown model {name!r}{_nearest(name, _MODELS)}; one of {', '.join(list_models())}")
+    if "." in name:
+        tag = tag_of(name)
+        name, overrides = tag.model, dict(tag.overrides) | overrides
+    _check_known(name, _MODELS, "model")
     fields = [f for f in type(_MODELS[name]()).__dataclass_fields__ if f not in ("parent", "name")]
     for field in overrides:
         if field not in fields:
@@ -34,14 +86,31 @@ def create_model(name: str, **overrides) -> nn.Module:
     return _MODELS[name](**overrides)
 
 
-def list_models(pattern: str | None = None) -> list[str]:
-    """The registered names, sorted; those that match a glob pattern if given.
+def list_models(pattern: str | None = None, tags: bool = False) -> list[str]:
+    """The registered names, sorted; those that match a glob pattern if given; with `tags`, `model.tag` names too.
 
     >>> import jdiff
     >>> jdiff.list_models("unet*")
     ['unet', 'unet_digits']
     """
-    return sorted(name for name in _MODELS if pattern is None or fnmatch.fnmatch(name, pattern))
+    names = [*_MODELS, *(_TAGS if tags else ())]
+    return sorted(name for name in names if pattern is None or fnmatch.fnmatch(name, pattern))
+
+
+def tag_of(name: str) -> Tag:
+    """What is known of the published weights `model.tag`. Raises ValueError, naming the nearest."""
+    model = name.partition(".")[0]
+    _check_known(model, _MODELS, "model")
+    siblings = [n for n in _TAGS if n.partition(".")[0] == model]
+    if not siblings:
+        raise ValueError(f"model {model!r} has no tags; tags are {', '.join(sorted(_TAGS)) or 'none'}")
+    _check_known(name, siblings, "tag")
+    return _TAGS[name]
+
+
+def _check_known(name: str, names, kind: str) -> None:
+    if name not in names:
+        raise ValueError(f"unknown {kind} {name!r}{_nearest(name, names)}; one of {', '.join(sorted(names))}")
 
 
 def _nearest(name: str, names) -> str:

@@ -14,7 +14,7 @@ from jax import lax
 from jdiff.models.conv import conv
 from jdiff.models.embed import NoiseEmbedding
 from jdiff.models.norms import BatchNorm
-from jdiff.models.registry import register_model
+from jdiff.models.registry import register_model, register_tag
 
 
 class ResNet(nn.Module):
@@ -165,3 +165,14 @@ def resnet50(**overrides):
 def resnet_small(**overrides):
     """A ResNet-18 of half the width for noisy images of about 28x28 or 32x32: 2.9M parameters, ten classes."""
     return ResNet(**dict(width=32, num_classes=10, stem="small", noise=True) | overrides)
+
+
+_PUBLISHED = {
+    "resnet18": ("f37072fd", 11_689_512), "resnet34": ("b627a593", 21_797_672), "resnet50": ("0676ba61", 25_557_032),
+}  # fmt: skip
+for _name, (_hash, _count) in _PUBLISHED.items():
+    register_tag(
+        _name, "imagenet1k_v1", dict(in_channels=3), url=f"https://download.pytorch.org/models/{_name}-{_hash}.pth",
+        license="BSD-3-Clause (torchvision)", parameters=_count, architecture="resnet",
+        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+    )  # fmt: skip

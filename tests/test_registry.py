@@ -1,0 +1,73 @@
+"""The registry of models and of tags for published weights."""
+
+import jax
+import pytest
+
+from jdiff import convert
+from jdiff.models import ResNet, create_model, list_models, register_model, register_tag, registry, tag_of
+
+
+@pytest.fixture(autouse=True)
+def mine(monkeypatch):
+    """A user's own model with one tag, gone after the test."""
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    monkeypatch.setattr(registry, "_TAGS", dict(registry._TAGS))
+
+    @register_model
+    def my_net(**overrides):
+        return ResNet(**dict(width=8) | overrides)
+
+    register_tag("my_net", "mnist", dict(num_classes=10), url="https://here", license="MIT", conditioning="EDM")
+
+
+def test_a_tag_builds_the_architecture_of_its_weights():
+    assert create_model("my_net.mnist") == ResNet(width=8, num_classes=10)
+    assert create_model("my_net.mnist", num_classes=3, width=4) == ResNet(width=4, num_classes=3)
+    tag = tag_of("my_net.mnist")
+    assert (tag.name, tag.url, tag.license, tag.information) == (
+        "my_net.mnist", "https://here", "MIT", {"conditioning": "EDM"},
+    )  # fmt: skip
+
+
+def test_lists():
+    assert list_models("my_*") == ["my_net"]
+    assert list_models("my_*", tags=True) == ["my_net", "my_net.mnist"]
+    assert list_models("*mnist", tags=True) == ["my_net.mnist"]
+    assert list_models("*mnist") == []
+
+
+def test_wrong_names_are_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown model 'my_nett' \(did you mean 'my_net'\?\); one of .*my_net, "):
+        create_model("my_nett.mnist")
+    with pytest.raises(ValueError, match=r"unknown tag 'my_net.mnits' \(did you mean 'my_net.mnist'\?\); one of my_n"):
+        create_model("my_net.mnits")
+    with pytest.raises(ValueError, match="model 'mlp' has no tags; tags are .*my_net.mnist"):
+        tag_of("mlp.mnist")
+    with pytest.raises(ValueError, match=r"no field 'widht' \(did you mean 'width'\?\)"):
+        create_model("my_net.mnist", widht=3)
+    with pytest.raises(ValueError, match=r"unknown model 'my_ne' \(did you"):
+        register_tag("my_ne", "x")
+
+
+def test_names_are_not_taken_twice():
+    register_tag("my_net", "mnist", dict(num_classes=10), url="https://here", license="MIT", conditioning="EDM")
+    with pytest.raises(ValueError, match="'my_net.mnist' is registered already"):
+        register_tag("my_net", "mnist", dict(num_classes=11))
+
+    def resnet18(**overrides):
+        return ResNet(**overrides)
+
+    with pytest.raises(ValueError, match="'resnet18' is registered already, by jdiff.models.resnet"):
+        register_model(resnet18)
+
+
+@pytest.mark.parametrize("name", [name for name in list_models(tags=True) if "." in name])
+def test_published_tags_build_and_have_the_stated_parameters(name):
+    """Every tag says where its weights are, under which licence, how to read them, and how many numbers they are."""
+    tag, module = tag_of(name), create_model(name)
+    assert tag.url.startswith("https://") and tag.license and tag.parameters
+    kind = tag.information["architecture"]
+    assert kind in convert.ARCHITECTURES
+    example = convert._architecture(kind).example(module)
+    variables = jax.eval_shape(module.init, jax.random.key(0), *example)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == tag.parameters
