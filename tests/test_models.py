@@ -161,7 +161,7 @@ def test_errors(small):
 
 
 def test_registry():
-    with pytest.raises(ValueError, match=r"unknown model 'unet_digit' \(did you mean 'unet_digits'\?\); one of mlp, "):
+    with pytest.raises(ValueError, match=r"unknown model 'unet_digit' \(did you mean 'unet_digits'\?\); one of dit_b_2, "):
         create_model("unet_digit")
     with pytest.raises(ValueError, match=r"no field 'chanels' \(did you mean 'channels'\?\)"):
         create_model("unet", chanels=3)
