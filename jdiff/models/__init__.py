@@ -9,7 +9,9 @@ from jdiff.models.dit import DiT
 from jdiff.models.mlp import MLP, StepMLP
 from jdiff.models.registry import Tag, create_model, list_models, register_model, register_tag, tag_of
 from jdiff.models.resnet import ResNet
+from jdiff.models.text import TextEncoder, tokenize
 from jdiff.models.unet import UNet
+from jdiff.models.vit import ViT
 
 __all__ = [
     "MLP",
@@ -19,11 +21,14 @@ __all__ = [
     "SelfAttention",
     "StepMLP",
     "Tag",
+    "TextEncoder",
     "UNet",
+    "ViT",
     "conv",
     "create_model",
     "list_models",
     "register_model",
     "register_tag",
     "tag_of",
+    "tokenize",
 ]

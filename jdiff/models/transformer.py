@@ -40,7 +40,8 @@ class Attention(nn.Module):
     heads: int = 8
     qk_norm: bool = False
     bias: bool = True
-    out_init: Any = xavier
+    kernel_init: Any = xavier
+    out_init: Any = None
     dtype: Any = None
 
     @nn.compact
@@ -51,7 +52,7 @@ class Attention(nn.Module):
             raise ValueError(f"Attention: a width of {D} does not divide into {self.heads} heads")
 
         def project(x, parts, name):
-            y = nn.Dense(parts * D, use_bias=self.bias, kernel_init=xavier, dtype=self.dtype, name=name)(x)
+            y = nn.Dense(parts * D, self.bias, self.dtype, kernel_init=self.kernel_init, name=name)(x)
             y = y.reshape(B, x.shape[1], parts, self.heads, D // self.heads)
             return [y[:, :, i] for i in range(parts)]
 
@@ -64,7 +65,8 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         y = attend(q.astype(v.dtype), k.astype(v.dtype), v, mask)
-        return nn.Dense(D, kernel_init=self.out_init, dtype=self.dtype, name="out")(y.reshape(B, T, D))
+        init = self.out_init or self.kernel_init
+        return nn.Dense(D, kernel_init=init, dtype=self.dtype, name="out")(y.reshape(B, T, D))
 
 
 class FeedForward(nn.Module):
@@ -72,14 +74,16 @@ class FeedForward(nn.Module):
 
     ratio: float = 4.0
     exact: bool = False
+    kernel_init: Any = xavier
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x):
         """(B, L, D) -> (B, L, D)."""
         D = x.shape[-1]
-        y = nn.Dense(int(D * self.ratio), kernel_init=xavier, dtype=self.dtype, name="in")(x)
-        return nn.Dense(D, kernel_init=xavier, dtype=self.dtype, name="out")(nn.gelu(y, approximate=not self.exact))
+        y = nn.Dense(int(D * self.ratio), dtype=self.dtype, kernel_init=self.kernel_init, name="in")(x)
+        y = nn.gelu(y, approximate=not self.exact)
+        return nn.Dense(D, dtype=self.dtype, kernel_init=self.kernel_init, name="out")(y)
 
 
 class Block(nn.Module):
@@ -94,13 +98,15 @@ class Block(nn.Module):
     qk_norm: bool = False
     bias: bool = True
     epsilon: float = 1e-5
+    kernel_init: Any = xavier
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x, mask=None, angles=None):
         """(B, L, D) -> (B, L, D); mask: (B, L), True for tokens to see."""
-        attention = Attention(self.heads, self.qk_norm, self.bias, dtype=self.dtype, name="attention")
-        feed = FeedForward(self.ratio, exact=True, dtype=self.dtype, name="feed")
+        shared = dict(kernel_init=self.kernel_init, dtype=self.dtype)
+        attention = Attention(self.heads, self.qk_norm, self.bias, **shared, name="attention")
+        feed = FeedForward(self.ratio, exact=True, **shared, name="feed")
         for f, name in ((lambda y: attention(y, mask=mask, angles=angles), "norm_0"), (feed, "norm_1")):
             norm = nn.LayerNorm(self.epsilon, use_fast_variance=False, name=name)
             x = (norm(x + f(x)) if self.post else x + f(norm(x))).astype(x.dtype)

@@ -1,0 +1,111 @@
+"""Vision transformers as denoisers: noise label and class are tokens beside the patches; U-ViT joins blocks by skips.
+
+Dosovitskiy et al. 2021, arXiv:2010.11929; Bao et al. 2022, arXiv:2209.12152.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jdiff.models.conv import Conv
+from jdiff.models.dit import label_features
+from jdiff.models.embed import ClassEmbedding, check_unconditional
+from jdiff.models.registry import register_model
+from jdiff.models.transformer import Block, Patches, check_patches, images, zeros
+
+
+class ViT(nn.Module):
+    """A pre-norm transformer on [class, label, patches] for images (B, H, W, C) of one size; starts at output 0.
+
+    `skips` makes it a U-ViT, of odd depth: block depth - 1 - i gets [its input, the output of block i] through one
+    dense layer, queries, keys and values have no bias, and a 3x3 convolution ends it. Other fields as in `DiT`.
+    """
+
+    width: int = 256
+    depth: int = 6
+    heads: int = 8
+    patch: int = 4
+    ratio: float = 4.0
+    skips: bool = False
+    num_classes: int = 0
+    channels: int | None = None
+    out_multiplier: int = 1
+    label_scale: float = 200.0
+    qk_norm: bool = False
+    remat: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, label, cond=None, train: bool = False):
+        """x: (B, H, W, C); label: (B,); cond: (B,) or None; returns F, (B, H, W, C out_multiplier)."""
+        del train  # no dropout
+        check_patches(x, self.patch, self.channels, "ViT")
+        if self.skips and self.depth % 2 == 0:
+            raise ValueError(f"a U-ViT has an odd depth, its middle block having no skip; got {self.depth}")
+        init = nn.initializers.truncated_normal(0.02)
+        extra = [label_features(label * self.label_scale, self.width)]
+        if not self.skips:
+            extra = [nn.Dense(self.width, kernel_init=init, name="label")(extra[0])]
+        if self.num_classes:
+            extra = [ClassEmbedding(self.num_classes, self.width, std=0.02, name="class")(cond, len(x)), *extra]
+        else:
+            check_unconditional(cond)
+        patches = Patches(self.width, self.patch, self.dtype, name="patches")(x)
+        h = jnp.concatenate([jnp.stack(extra, 1).astype(patches.dtype), patches], 1)
+        h = h + self._positions(h.shape[1], init).astype(h.dtype)
+        make = nn.remat(Block) if self.remat else Block
+        kept = []
+        for i in range(self.depth):
+            if self.skips and i > self.depth // 2:
+                h = jnp.concatenate([h, kept.pop()], -1)
+                h = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name=f"skip_{i}")(h)
+            block = make(
+                self.heads, self.ratio, qk_norm=self.qk_norm, bias=not self.skips, kernel_init=init, dtype=self.dtype,
+                name=f"block_{i}",
+            )  # fmt: skip
+            h = block(h)
+            if self.skips and i < self.depth // 2:
+                kept.append(h)
+        h = nn.LayerNorm(1e-5, use_fast_variance=False, name="norm")(h)[:, len(extra) :]
+        C = x.shape[-1] * self.out_multiplier
+        out = nn.Dense(self.patch**2 * C, kernel_init=init if self.skips else zeros, name="out")
+        h = images(out(h), *x.shape[1:3], self.patch)
+        return Conv(C, scale=0.0, name="smooth")(h) if self.skips else h
+
+    def _positions(self, length: int, init):
+        """Learned, (1, L, width): they fix the size of the images."""
+        have = self.get_variable("params", "positions")
+        if have is not None and have.shape[1] != length:
+            raise ValueError(f"this ViT has learned the positions of {have.shape[1]} tokens, got images of {length}")
+        return self.param("positions", init, (1, length, self.width), jnp.float32)
+
+
+@register_model
+def vit_small(**overrides):
+    """A plain ViT for 32x32 pixels: 6 layers of 256 on 64 patches and the label, 4.8M parameters."""
+    return ViT(**overrides)
+
+
+@register_model
+def uvit_s_2(**overrides):
+    """U-ViT-S/2: 13 layers of 512, 44M parameters; for 32x32 pixels."""
+    return ViT(**dict(width=512, depth=13, heads=8, patch=2, skips=True) | overrides)
+
+
+@register_model
+def uvit_m_4(**overrides):
+    """U-ViT-M/4: 17 layers of 768, 131M parameters; for 64x64 pixels."""
+    return ViT(**dict(width=768, depth=17, heads=12, patch=4, skips=True) | overrides)
+
+
+@register_model
+def uvit_l_2(**overrides):
+    """U-ViT-L/2: 21 layers of 1024, 287M parameters; for latents of 32x32."""
+    return ViT(**dict(width=1024, depth=21, heads=16, patch=2, skips=True) | overrides)
+
+
+@register_model
+def uvit_h_2(**overrides):
+    """U-ViT-H/2: 29 layers of 1152, 501M parameters; for latents of 32x32."""
+    return ViT(**dict(width=1152, depth=29, heads=16, patch=2, skips=True) | overrides)
