@@ -6,7 +6,7 @@ becomes `denoise(x_t, t) -> E[x_0 | x_t]`; a solver steps from t to s < t; `samp
 
 from jdiff import betas, conditioning, forward, grid, guidance, levels, losses, oracle, sde, solvers, targets, weights
 
-from jdiff import ema, models, optim, parallel, train  # isort: skip
+from jdiff import convert, ema, models, optim, parallel, train  # isort: skip
 from jdiff.adaptive import sample_adaptive
 from jdiff.arrays import BatchKey
 from jdiff.betas import discrete

@@ -154,14 +154,18 @@ def test_errors(small):
     model, params, x, label, cond, _ = small
     with pytest.raises(ValueError, match="multiples of 2, got 7x4"):
         model.apply(params, x[:, :7], label, cond)
-    with pytest.raises(ValueError, match="takes images"):
-        model.apply(params, x[..., 0], label, cond)
+    with pytest.raises(ValueError, match="takes signals"):
+        model.apply(params, x[:, 0, 0], label, cond)
+    with pytest.raises(ValueError, match="resample is one of 'mean', 'conv', 'block', got 'avg'"):
+        model.copy(resample="avg").apply(params, x, label, cond)
     with pytest.raises(ValueError, match="class labels"):
         model.apply(params, x, label, jnp.ones(3))
 
 
 def test_registry():
-    with pytest.raises(ValueError, match=r"unknown model 'unet_digit' \(did you mean 'unet_digits'\?\); one of dit_b_2, "):
+    with pytest.raises(
+        ValueError, match=r"unknown model 'unet_digit' \(did you mean 'unet_digits'\?\); one of .*mlp, "
+    ):
         create_model("unet_digit")
     with pytest.raises(ValueError, match=r"no field 'chanels' \(did you mean 'channels'\?\)"):
         create_model("unet", chanels=3)

@@ -2,11 +2,11 @@
 
 Each architecture is a module with five functions and a tuple:
 
-    select(content) -> tensors              where in a file the tensors are
+    select(content, settings) -> tensors    where in a file the tensors are, in one form; settings: config and overrides
     build(tensors, config, **overrides)     the Linen module, from the config or from names and shapes
     table(module) -> [Entry, ...]           the pairs of names
-    example(module) -> (x, label, cond)     shapes that the module takes
-    config(module) -> dict                  what is written beside exported weights
+    example(module, tensors) -> (x, label, cond)     what the module takes
+    config(module, variables) -> dict       what is written beside exported weights
     IGNORED                                 patterns of names without a place
 """
 
@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -28,7 +27,7 @@ ARCHITECTURES = ("adm", "diffusers", "dit", "edm", "edm2", "resnet", "score_sde"
 __all__ = ["ARCHITECTURES", "Mismatch", "load", "save", "variables_of"]
 
 
-def load(path: str | Path, architecture: str, **overrides) -> tuple[nn.Module, dict]:
+def load(path: str | Path, architecture: str, **overrides) -> tuple[Any, dict]:
     """(module, variables) of the published weights in a local file or folder.
 
     architecture: one of `ARCHITECTURES`; overrides: fields of the module that the file does not tell, such as `heads`.
@@ -38,26 +37,26 @@ def load(path: str | Path, architecture: str, **overrides) -> tuple[nn.Module, d
     missing, unexpected and mis-shaped.
     """
     kind = _architecture(architecture)
-    content, config = files.read(path)
-    tensors = kind.select(content)
+    content, config = files.read(kind.folder(Path(path)) if hasattr(kind, "folder") else path)
+    tensors = kind.select(content, config | overrides)
     module = kind.build(tensors, config, **overrides)
     return module, variables_of(module, architecture, tensors)
 
 
-def variables_of(module: nn.Module, architecture: str, tensors: dict[str, np.ndarray], dtype: Any = np.float32) -> dict:
+def variables_of(module: Any, architecture: str, tensors: dict[str, np.ndarray], dtype: Any = np.float32) -> dict:
     """The module's variables from named tensors, such as a state_dict as NumPy arrays. Raises `Mismatch`."""
     kind = _architecture(architecture)
-    expected = jax.eval_shape(module.init, jax.random.key(0), *kind.example(module))
+    expected = jax.eval_shape(module.init, jax.random.key(0), *kind.example(module, tensors))
     return to_variables(kind.table(module), tensors, expected, kind.IGNORED, dtype)
 
 
-def save(path: str | Path, architecture: str, module: nn.Module, variables: dict) -> None:
+def save(path: str | Path, architecture: str, module: Any, variables: dict) -> None:
     """Write a folder that `load`, and for diffusers `from_pretrained`, opens: safetensors and config.json.
 
     Raises ValueError where the architecture cannot express the module.
     """
     kind = _architecture(architecture)
-    tensors, config = to_tensors(kind.table(module), variables), kind.config(module)
+    tensors, config = to_tensors(kind.table(module), variables), kind.config(module, variables)
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     files.write(path / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"})

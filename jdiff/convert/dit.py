@@ -26,8 +26,9 @@ PARTS = {
 }
 
 
-def select(content: Mapping[str, Any]) -> Mapping[str, Any]:
+def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The tensors: the averaged ones of a training checkpoint, else all there is."""
+    del settings
     for name in ("ema", "model"):
         if isinstance(content.get(name), Mapping):
             return content[name]
@@ -83,14 +84,16 @@ def table(module: DiT) -> list[Entry]:
     return lines
 
 
-def example(module: DiT):
+def example(module: DiT, tensors: dict):
     """One image of two patches, its label, its class."""
+    del tensors
     x = jnp.zeros((1, module.patch, 2 * module.patch, module.channels or 4))
     return x, jnp.zeros(1), jnp.zeros(1, int)
 
 
-def config(module: DiT) -> dict:
+def config(module: DiT, variables: dict) -> dict:
     """The arguments of the published class. Raises ValueError for a module that it has no form of."""
+    del variables
     plain = DiT()
     for name in ("context", "sincos", "rope", "qk_norm"):
         if getattr(module, name) != getattr(plain, name):

@@ -9,8 +9,9 @@ from jdiff.models.resnet import ResNet
 IGNORED = ("*.num_batches_tracked",)
 
 
-def select(content: dict) -> dict[str, np.ndarray]:
+def select(content: dict, settings: dict) -> dict[str, np.ndarray]:
     """The file is the state_dict, or holds it as "state_dict" or "model", perhaps of a module in DataParallel."""
+    del settings
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), dict):
             content = content[key]
@@ -54,13 +55,15 @@ def table(module: ResNet) -> list[Entry]:
     return lines
 
 
-def example(module: ResNet):
+def example(module: ResNet, tensors: dict):
     """Images of three channels unless the module says otherwise."""
+    del tensors
     return jnp.zeros((1, 32, 32, module.in_channels or 3)), None, None
 
 
-def config(module: ResNet) -> dict:
+def config(module: ResNet, variables: dict) -> dict:
     """What `build` would find."""
+    del variables
     return {
         "architectures": ["ResNet"], "depths": list(module.depths), "bottleneck": module.bottleneck,
         "width": module.width, "num_classes": module.num_classes, "stem": module.stem,

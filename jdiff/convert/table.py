@@ -38,6 +38,8 @@ AS_IS = Layout(lambda w: w, lambda w: w)
 DENSE = Layout(lambda w: w.T, lambda k: k.T)  # (out, in) and (in, out)
 CONV = Layout(lambda w: np.moveaxis(w, (0, 1), (-1, -2)), lambda k: np.moveaxis(k, (-1, -2), (0, 1)))  # OI... and ...IO
 
+WIDTH_ONE = Layout(lambda w: w.reshape(w.shape[:2]).T, lambda k: k.T[..., None, None])  # a 1x1 Conv2d, and Dense
+
 
 def fused(heads: int, order: str, widths: int = 0) -> Layout:
     """Queries, keys and values in one layer, ours in the order 3hd of the outputs (which, head, channel).

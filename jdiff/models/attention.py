@@ -1,31 +1,39 @@
-"""Self-attention over the pixels of an image."""
+"""Self-attention over the positions of a signal."""
 
 from typing import Any
 
 import flax.linen as nn
-import jax
 
-from jdiff.models.conv import scaled_init
-from jdiff.models.norms import group_norm
+from jdiff.models.inits import scaled_init
+from jdiff.models.norms import GroupNorm
+from jdiff.models.transformer import attend
 
 
 class SelfAttention(nn.Module):
-    """x + W_out attention(norm(x)), multi-head, over all H x W positions; starts as the identity.
+    """skip_scale (x + W_out attention(norm(x))), multi-head, over all positions; starts as the identity.
 
-    Vaswani et al. 2017, arXiv:1706.03762; in UNets: Ho et al. 2020, arXiv:2006.11239, appendix B.
+    Vaswani et al. 2017, arXiv:1706.03762; in UNets: Ho et al. 2020, arXiv:2006.11239, appendix B. `qkv_scale` and
+    `out_scale` multiply the initial variance of the kernels; `norm` gives groups, min_width and epsilon of the norm.
     """
 
     heads: int = 1
     dtype: Any = None
+    skip_scale: float = 1.0
+    norm: tuple[int, int, float] = (32, 4, 1e-5)
+    kernel_init: str = "xavier"
+    qkv_scale: float = 1.0
+    out_scale: float = 0.0
 
     @nn.compact
     def __call__(self, x):
-        """(B, H, W, C) -> the same; C must be a multiple of `heads`."""
-        B, H, W, C = x.shape
+        """(B, *sizes, C) -> the same; C must be a multiple of `heads`."""
+        B, C = x.shape[0], x.shape[-1]
         if C % self.heads:
             raise ValueError(f"SelfAttention: {C} channels do not divide into {self.heads} heads")
-        y = group_norm(C, "norm")(x).reshape(B, H * W, C)
-        qkv = nn.Dense(3 * C, dtype=self.dtype, name="qkv")(y).reshape(B, H * W, 3, self.heads, C // self.heads)
-        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        y = nn.Dense(C, dtype=self.dtype, kernel_init=scaled_init(0.0), name="out")(y.reshape(B, H * W, C))
-        return x + y.reshape(B, H, W, C)
+        y = GroupNorm(*self.norm, name="norm")(x).reshape(B, -1, C)
+        inner, outer = (scaled_init(scale, self.kernel_init) for scale in (self.qkv_scale, self.out_scale))
+        qkv = nn.Dense(3 * C, dtype=self.dtype, kernel_init=inner, name="qkv")(y)
+        qkv = qkv.reshape(B, -1, 3, self.heads, C // self.heads)
+        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        y = nn.Dense(C, dtype=self.dtype, kernel_init=outer, name="out")(y.reshape(B, -1, C))
+        return self.skip_scale * (x + y.reshape(x.shape)) if self.skip_scale != 1 else x + y.reshape(x.shape)

@@ -3,53 +3,96 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jdiff.models.inits import scaled_init
 
 
-def sinusoidal(label: jax.Array, features: int, max_period: float = 10_000.0) -> jax.Array:
+def sinusoidal(label: jax.Array, features: int, max_period: float = 10_000.0, endpoint: bool = False) -> jax.Array:
     """[cos(label w_j), sin(label w_j)], w_j from 1 down to 1/max_period geometrically; (B,) -> (B, features).
 
+    `endpoint`: the last w_j is 1/max_period itself, as in DDPM; else it is one step short of it, as in ADM.
     Vaswani et al. 2017, arXiv:1706.03762, section 3.5. `features` must be even.
     """
-    if features % 2:
-        raise ValueError(f"sinusoidal: features must be even, got {features}")
     half = features // 2
-    w = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = label.astype(jnp.float32)[:, None] * w[None]
+    if features % 2 or half <= endpoint:
+        raise ValueError(f"sinusoidal: features must be even{' and at least 4' * endpoint}, got {features}")
+    label = label.astype(jnp.promote_types(label.dtype, jnp.float32))
+    # in double precision on the host: an error of 1e-7 in w is one of 1e-4 in the angle of label 999
+    w = jnp.asarray(np.exp(-np.log(max_period) * np.arange(half) / (half - endpoint)), label.dtype)
+    angles = label[:, None] * w[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class FourierFeatures(nn.Module):
+    """[cos(2 pi label w_j), sin(2 pi label w_j)], w_j ~ N(0, scale^2), fixed; (B,) -> (B, features).
+
+    Tancik et al. 2020, arXiv:2006.10739; for noise levels: Song et al. 2021, arXiv:2011.13456, appendix H.
+    """
+
+    features: int
+    scale: float = 16.0
+
+    @nn.compact
+    def __call__(self, label):
+        label = label.astype(jnp.promote_types(label.dtype, jnp.float32))
+        # a parameter that no gradient reaches: checkpoints, averages and shardings need no case for it
+        w = self.param("frequencies", nn.initializers.normal(self.scale), (self.features // 2,), jnp.float32)
+        angles = 2 * jnp.pi * label[:, None] * jax.lax.stop_gradient(w).astype(label.dtype)[None]
+        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class NoiseEmbedding(nn.Module):
     """The noise label through sinusoids and two dense layers, (B,) -> (B, features).
 
     `label_scale` brings the label to the range of the sinusoids, hundreds of radians: 200 for the log-SNR labels of
-    about -2.5 to 2.5, 1 for table indices 0 to 999.
+    about -2.5 to 2.5, 1 for table indices 0 to 999. `waves` sinusoids of fixed frequencies, or of random ones of the
+    standard deviation `fourier` where it is not 0. `beside` (B, waves) is added to the sinusoids.
     """
 
     features: int
     label_scale: float = 200.0
+    waves: int | None = None
+    endpoint: bool = False
+    fourier: float = 0.0
+    kernel_init: str = "xavier"
 
     @nn.compact
-    def __call__(self, label):
-        x = sinusoidal(label * self.label_scale, self.features // 4 * 2)
-        x = nn.silu(nn.Dense(self.features, name="hidden")(x))
-        return nn.Dense(self.features, name="out")(x)
+    def __call__(self, label, beside=None):
+        waves = self.features // 4 * 2 if self.waves is None else self.waves
+        label = label * self.label_scale
+        if self.fourier:
+            x = FourierFeatures(waves, self.fourier, name="fourier")(label)
+        else:
+            x = sinusoidal(label, waves, endpoint=self.endpoint)
+        init = scaled_init(1.0, self.kernel_init)
+        x = x if beside is None else x + beside
+        x = nn.silu(nn.Dense(self.features, kernel_init=init, name="hidden")(x))
+        return nn.Dense(self.features, kernel_init=init, name="out")(x)
 
 
 class ClassEmbedding(nn.Module):
-    """A learned vector per class and one for "no class", which is row `num_classes`; (B,) -> (B, features)."""
+    """A learned vector per class and one for "no class", which is row `num_classes`; (B,) -> (B, features).
+
+    `null` False leaves that row out: labels are then 0..num_classes - 1 and must be given.
+    """
 
     num_classes: int
     features: int
+    std: float = 1.0
+    null: bool = True
 
     @nn.compact
     def __call__(self, cond, batch: int):
         """`cond`: labels (B,) in 0..num_classes, or None, which is the null class for all."""
+        if cond is None and not self.null:
+            raise ValueError(f"this model has {self.num_classes} classes and none for no class; pass labels (B,)")
         if cond is None:
             cond = jnp.full((batch,), self.num_classes)
         if cond.shape != (batch,) or not jnp.issubdtype(cond.dtype, jnp.integer):
             raise ValueError(f"class labels are {cond.dtype}{cond.shape}; expected integers ({batch},)")
-        init = nn.initializers.normal(1.0)
-        return nn.Embed(self.num_classes + 1, self.features, embedding_init=init, name="table")(cond)
+        init = nn.initializers.normal(self.std)
+        return nn.Embed(self.num_classes + self.null, self.features, embedding_init=init, name="table")(cond)
 
 
 def check_unconditional(cond) -> None:

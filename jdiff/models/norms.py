@@ -1,4 +1,4 @@
-"""Normalisation, in float32 whatever the dtype of the network."""
+"""Normalisation, in float32 or wider whatever the dtype of the network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,23 +7,61 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
+from jdiff.models.inits import scaled_init
 
-def group_norm(channels: int, name: str | None = None, max_groups: int = 32, min_width: int = 4) -> nn.GroupNorm:
-    """Group norm with at most `max_groups` groups of at least `min_width` channels.  Wu & He 2018, arXiv:1803.08494."""
-    groups = max(g for g in range(1, max_groups + 1) if channels % g == 0 and (g == 1 or channels // g >= min_width))
-    return nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=jnp.float32, name=name)
+
+class GroupNorm(nn.Module):
+    """(x - mean) / sqrt(var + epsilon) over the positions and channels of each group, then scale and bias.
+
+    At most `groups` groups of at least `min_width` channels.  Wu & He 2018, arXiv:1803.08494.
+    """
+
+    groups: int = 32
+    min_width: int = 4
+    epsilon: float = 1e-5
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, modulation=None):
+        """x: (B, ..., C) -> the same; `modulation`: (scale, shift) (B, C) each, for y (1 + scale) + shift after it."""
+        C = x.shape[-1]
+        most = min(self.groups, max(C // self.min_width, 1))
+        groups = max(g for g in range(1, most + 1) if C % g == 0)
+        scale = self.param("scale", nn.initializers.ones_init(), (C,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (C,), jnp.float32)
+        y = _wide(x)
+        # the sums over positions keep the channels, where they are fast, and the groups are joined afterwards
+        space = tuple(range(1, x.ndim - 1))
+
+        def join(v):  # (B, C) -> the mean of each group at each of its channels
+            v = v.reshape(len(x), groups, C // groups)
+            return jnp.broadcast_to(v.mean(-1, keepdims=True), v.shape).reshape(len(x), C)
+
+        mean = join(y.mean(space))
+        y = y - _spread(mean, y)
+        gain = lax.rsqrt(join(jnp.square(y).mean(space)) + self.epsilon) * scale.astype(y.dtype)[None]
+        shift = jnp.broadcast_to(bias.astype(y.dtype)[None], gain.shape)
+        if modulation is not None:  # one product and one sum over the whole signal, not two of each
+            more, add = (m.astype(y.dtype) for m in modulation)
+            gain, shift = gain * (1 + more), shift * (1 + more) + add
+        y = y * _spread(gain, y) + _spread(shift, y)
+        return y if self.dtype is None else y.astype(self.dtype)
 
 
 class AdaptiveGroupNorm(nn.Module):
-    """norm(x) (1 + scale) + shift, scale and shift linear in an embedding.  arXiv:2105.05233, section 3."""
+    """norm(x) (1 + scale) + shift, scale and shift linear in silu(embedding).  arXiv:2105.05233, section 3."""
+
+    groups: int = 32
+    min_width: int = 4
+    epsilon: float = 1e-5
+    kernel_init: str = "xavier"
 
     @nn.compact
     def __call__(self, x, embedding):
-        """x: (B, H, W, C), embedding: (B, E)."""
-        C = x.shape[-1]
-        y = group_norm(C, "norm")(x)
-        scale, shift = jnp.split(nn.Dense(2 * C, name="modulation")(nn.silu(embedding)), 2, axis=-1)
-        return y * (1 + scale[:, None, None]) + shift[:, None, None]
+        """x: (B, ..., C), embedding: (B, E)."""
+        dense = nn.Dense(2 * x.shape[-1], kernel_init=scaled_init(1.0, self.kernel_init), name="modulation")
+        modulation = jnp.split(dense(nn.silu(embedding)), 2, axis=-1)
+        return GroupNorm(self.groups, self.min_width, self.epsilon, name="norm")(x, modulation)
 
 
 class BatchNorm(nn.Module):
@@ -158,6 +196,11 @@ def _affine(module, y, bias: bool):
 
 def _wide(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _spread(v, like):
+    """(B, C) -> (B, 1, ..., 1, C), of the rank of `like`."""
+    return v.reshape(v.shape[0], *(1,) * (like.ndim - 2), v.shape[1])
 
 
 def _lead(vector, like):

@@ -1,9 +1,11 @@
-"""The UNet of DDPM: residual blocks at falling and rising resolution, joined by skips, with self-attention.
+"""The UNets of the field from one core: residual blocks at falling and rising resolution, joined by skips.
 
-Ho et al. 2020, arXiv:2006.11239, appendix B; scale-shift conditioning from Dhariwal & Nichol 2021, arXiv:2105.05233.
+DDPM: Ho et al. 2020, arXiv:2006.11239, appendix B. DDPM++ and NCSN++: Song et al. 2021, arXiv:2011.13456, appendix H.
+ADM: Dhariwal & Nichol 2021, arXiv:2105.05233, section 3. A network is a list of `Part`s, which `UNet.encoder`,
+`middle` and `decoder` write down from its settings; `__call__` runs them, and conversions of weights read them.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,41 +13,86 @@ import jax.numpy as jnp
 from jdiff.models.attention import SelfAttention
 from jdiff.models.conv import Conv
 from jdiff.models.embed import ClassEmbedding, NoiseEmbedding, check_unconditional
-from jdiff.models.norms import AdaptiveGroupNorm, group_norm
+from jdiff.models.inits import scaled_init
+from jdiff.models.norms import AdaptiveGroupNorm, GroupNorm
 from jdiff.models.registry import register_model
 from jdiff.models.resample import downsample, upsample
 
 
+class Part(NamedTuple):
+    """One stage: its name among the variables, the level it works on, its output channels, and what belongs to it."""
+
+    name: str
+    level: int
+    features: int
+    attention: bool = False
+    resample: str = ""  # "down" or "up": from this level to the next
+
+
 class ResBlock(nn.Module):
-    """x + conv(silu(adaptive norm(conv(silu(norm(x)))))); the last convolution starts at zero."""
+    """skip_scale (x + conv(silu(norm(conv(silu(norm(x))) given the embedding)))), resampled after the first norm.
+
+    `adaptive`: the embedding scales and shifts the second norm (ADM), else it is added before it (DDPM). `resample`:
+    "", "down" or "up", by `filter`, of both branches; `project`: a 1x1 convolution of x also where only the size
+    changes. The last convolution starts at `out_scale` times its usual variance.
+    """
 
     features: int
     dropout: float = 0.0
     dtype: Any = None
+    adaptive: bool = True
+    skip_scale: float = 1.0
+    norm: tuple[int, int, float] = (32, 4, 1e-5)
+    resample: str = ""
+    filter: tuple[float, ...] = (1, 1)
+    project: bool = False
+    kernel_init: str = "xavier"
+    out_scale: float = 0.0
 
     @nn.compact
     def __call__(self, x, embedding, train: bool):
-        """x: (B, H, W, C), embedding: (B, E) -> (B, H, W, features)."""
-        y = Conv(self.features, dtype=self.dtype, name="conv_0")(nn.silu(group_norm(x.shape[-1], "norm_0")(x)))
-        y = nn.silu(AdaptiveGroupNorm(name="norm_1")(y, embedding))
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        y = Conv(self.features, scale=0.0, dtype=self.dtype, name="conv_1")(y)
-        if x.shape[-1] != self.features:
-            x = Conv(self.features, kernel=1, dtype=self.dtype, name="skip")(x)
-        return x + y
+        """x: (B, *sizes, C), embedding: (B, E) -> (B, *sizes', features)."""
+        y = nn.silu(GroupNorm(*self.norm, name="norm_0")(x))
+        if self.resample:
+            change = downsample if self.resample == "down" else upsample
+            x, y = change(x, self.filter), change(y, self.filter)
+        y = Conv(self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="conv_0")(y)
+        if self.adaptive:
+            y = AdaptiveGroupNorm(*self.norm, kernel_init=self.kernel_init, name="norm_1")(y, embedding)
+        else:
+            shift = nn.Dense(self.features, kernel_init=scaled_init(1.0, self.kernel_init), name="shift")
+            shift = shift(nn.silu(embedding)).reshape(len(x), *(1,) * (x.ndim - 2), -1)
+            y = GroupNorm(*self.norm, name="norm_1")(y + shift.astype(y.dtype))
+        y = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(y))
+        y = Conv(self.features, scale=self.out_scale, dtype=self.dtype, kernel_init=self.kernel_init, name="conv_1")(y)
+        if x.shape[-1] != self.features or (self.resample and self.project):
+            x = Conv(self.features, kernel=1, dtype=self.dtype, kernel_init=self.kernel_init, name="skip")(x)
+        return self.skip_scale * (x + y) if self.skip_scale != 1 else x + y
 
 
 class UNet(nn.Module):
-    """A UNet for images (B, H, W, C) of any channel count; H and W must be multiples of 2^(levels - 1).
+    """A UNet for signals (B, *sizes, C) of 1, 2 or 3 dimensions and any channels; sizes: multiples of 2^(levels - 1).
 
-    `multipliers`: channels of each level over `channels`, the resolution halving from one to the next; `attention`:
-    the levels (0 is the full resolution) with self-attention after every block. `num_classes` of 0 is unconditional;
-    else `cond` holds labels in 0..num_classes, num_classes (or None) being "no class". `out_multiplier` 2 gives a
-    network with learned variance. Parameters, norms and output are float32, convolutions in `dtype`.
+    Shape: `multipliers` are the channels of each level over `channels`, the resolution halving from one to the next,
+    each with `blocks` residual blocks (one more on the way up), after a convolution to `first_channels` (0:
+    `channels`); `attention` lists the levels (0 is full resolution) with self-attention, on the way up after
+    `decoder_attention` "each" block or the "last", and in the middle if `middle_attention` (None: if the last level
+    has it), with `heads`, or `head_channels` a head.
+    Classes: `num_classes` of 0 is unconditional; else `cond` holds labels in 0..num_classes, num_classes (or None)
+    being "no class", unless `null_class` is False. `class_at`: their vectors are added to the "embedding" of the noise
+    level or to its "waves". `augment_dim` > 0 takes augmentation labels (B, augment_dim) beside.
+    Resampling: "mean" (mean of 2x2, and nearest with a convolution), "conv" (strided convolutions of `conv_padding`,
+    and the same) or "block" (inside residual blocks, by `filter`, with `project`). `pyramid_in`: "", "skip" or
+    "residual", `pyramid_out`: "" or "skip": image pyramids beside the main path.
+    Numbers: `adaptive`, `skip_scale`, `groups`, `min_group_width` and `epsilon` are the blocks'; `label_scale`,
+    `wave_multiplier`, `endpoint`, `fourier` those of the noise embedding; `kernel_init` is the law of initial values,
+    the last convolutions starting at `out_scale` of its variance and queries, keys and values at `qkv_scale`.
+    `out_multiplier` 2 gives a network with learned variance. Parameters, norms and output are float32, convolutions
+    in `dtype`; `remat` computes each block again in the backward pass instead of keeping its inside.
     """
 
     channels: int = 64
-    multipliers: tuple[int, ...] = (1, 2, 2)
+    multipliers: tuple[float, ...] = (1, 2, 2)
     blocks: int = 2
     attention: tuple[int, ...] = (1,)
     heads: int = 4
@@ -54,53 +101,183 @@ class UNet(nn.Module):
     label_scale: float = 200.0
     out_multiplier: int = 1
     dtype: Any = None
+    head_channels: int = 0
+    decoder_attention: str = "each"
+    middle_attention: bool | None = None
+    adaptive: bool = True
+    skip_scale: float = 1.0
+    groups: int = 32
+    min_group_width: int = 4
+    epsilon: float = 1e-5
+    resample: str = "mean"
+    conv_padding: tuple[int, int] = (1, 1)
+    filter: tuple[float, ...] = (1, 1)
+    project: bool = False
+    pyramid_in: str = ""
+    pyramid_out: str = ""
+    wave_multiplier: int = 2
+    endpoint: bool = False
+    fourier: float = 0.0
+    class_at: str = "embedding"
+    null_class: bool = True
+    augment_dim: int = 0
+    kernel_init: str = "xavier"
+    out_scale: float = 0.0
+    qkv_scale: float = 1.0
+    remat: bool = False
+    first_channels: int = 0
+
+    @property
+    def depth(self) -> int:
+        return len(self.multipliers)
+
+    def encoder(self) -> list[Part]:
+        """The stages on the way down; the output of each is kept for the way up, beside that of the first layer."""
+        parts = []
+        for level, times in enumerate(self.multipliers):
+            width, attention = int(self.channels * times), level in self.attention
+            parts += [Part(f"down_{level}_{i}", level, width, attention) for i in range(self.blocks)]
+            if level < self.depth - 1:
+                parts.append(Part(f"downsample_{level}", level, width, resample="down"))
+        return parts
+
+    def middle(self) -> list[Part]:
+        level = self.depth - 1
+        width = int(self.channels * self.multipliers[level])
+        attention = level in self.attention if self.middle_attention is None else self.middle_attention
+        return [Part("middle_0", level, width, attention), Part("middle_1", level, width)]
+
+    def decoder(self) -> list[Part]:
+        """The stages on the way up; each that does not resample takes the newest kept output."""
+        parts = []
+        for level in reversed(range(self.depth)):
+            width = int(self.channels * self.multipliers[level])
+            for i in range(self.blocks + 1):
+                attention = level in self.attention and (self.decoder_attention == "each" or i == self.blocks)
+                parts.append(Part(f"up_{level}_{i}", level, width, attention))
+            if level:
+                parts.append(Part(f"upsample_{level}", level, width, resample="up"))
+        return parts
 
     @nn.compact
-    def __call__(self, x, label, cond=None, train: bool = False):
-        """x: (B, H, W, C); label: (B,); cond: (B,) or None; returns F, (B, H, W, C out_multiplier)."""
+    def __call__(self, x, label, cond=None, train: bool = False, augment=None):
+        """x: (B, *sizes, C); label: (B,); cond: (B,) or None; returns F, (B, *sizes, C out_multiplier)."""
         self._check(x)
+        out_channels = x.shape[-1] * self.out_multiplier
+        embedding = self._embedding(len(x), label, cond, augment)
+        h = self._conv("in", self.first_channels or self.channels)(x)
+        kept, image = [h], x
+        for part in self.encoder():
+            h = self._run(part, h, embedding, train)
+            if part.resample and self.pyramid_in:
+                h, image = self._join(part, h, image)
+            kept.append(h)
+        for part in self.middle():
+            h = self._run(part, h, embedding, train)
+        image = None
+        for part in self.decoder():
+            if part.resample and self.pyramid_out:
+                image = self._emit(f"pyramid_out_{part.level}", h, image, out_channels)
+            h = h if part.resample else jnp.concatenate([h, kept.pop()], axis=-1)
+            h = self._run(part, h, embedding, train)
+        return self._emit("out", h, image, out_channels)
+
+    def _embedding(self, batch: int, label, cond, augment):
+        """What all blocks are told: (B,), labels and augmentations -> (B, 4 channels)."""
         width = 4 * self.channels
-        embedding = NoiseEmbedding(width, self.label_scale, name="noise")(label)
+        waves = self.channels * self.wave_multiplier
+        beside, after = None, 0.0
         if self.num_classes:
-            embedding = embedding + ClassEmbedding(self.num_classes, width, name="class")(cond, len(x))
+            size = waves if self.class_at == "waves" else width
+            classes = ClassEmbedding(self.num_classes, size, null=self.null_class, name="class")(cond, batch)
+            beside, after = (classes, 0.0) if self.class_at == "waves" else (None, classes)
         else:
             check_unconditional(cond)
+        if self.augment_dim:
+            augment = jnp.zeros((batch, self.augment_dim)) if augment is None else augment
+            init = scaled_init(1.0, self.kernel_init)
+            augment = nn.Dense(waves, use_bias=False, kernel_init=init, name="augment")(augment)
+            beside = augment if beside is None else beside + augment
+        noise = (self.label_scale, waves, self.endpoint, self.fourier, self.kernel_init)
+        return NoiseEmbedding(width, *noise, name="noise")(label, beside) + after
 
-        def block(h, level, name):
-            h = ResBlock(self.channels * self.multipliers[level], self.dropout, self.dtype, name=name)(
-                h, embedding, train
-            )
-            return SelfAttention(self.heads, self.dtype, name=f"{name}_attention")(h) if level in self.attention else h
+    def _run(self, part: Part, h, embedding, train: bool):
+        """One stage, (B, *sizes, C) -> (B, *sizes', part.features)."""
+        if part.resample and self.resample != "block":
+            if part.resample == "up":
+                return self._conv(part.name, part.features)(upsample(h))
+            if self.resample == "mean":
+                return downsample(h)
+            return self._conv(part.name, part.features, stride=2, padding=self.conv_padding)(h)
+        block, attend = ResBlock, SelfAttention
+        if self.remat:
+            block, attend = nn.remat(ResBlock, static_argnums=(3,)), nn.remat(SelfAttention)
+        shared = dict(dtype=self.dtype, norm=self._norm, skip_scale=self.skip_scale)
+        shared |= dict(kernel_init=self.kernel_init, out_scale=self.out_scale)
+        resampling = dict(resample=part.resample, filter=self.filter, project=self.project)
+        kind = dict(adaptive=self.adaptive, dropout=self.dropout)
+        h = block(part.features, name=part.name, **kind, **resampling, **shared)(h, embedding, train)
+        if part.attention:
+            heads = part.features // self.head_channels if self.head_channels else self.heads
+            h = attend(heads, qkv_scale=self.qkv_scale, name=f"{part.name}_attention", **shared)(h)
+        return h
 
-        depth = len(self.multipliers)
-        h = Conv(self.channels, dtype=self.dtype, name="in")(x)
-        skips = [h]
-        for level in range(depth):
-            for i in range(self.blocks):
-                h = block(h, level, f"down_{level}_{i}")
-                skips.append(h)
-            if level < depth - 1:
-                h = downsample(h)
-                skips.append(h)
-        h = block(h, depth - 1, "middle_0")
-        h = ResBlock(h.shape[-1], self.dropout, self.dtype, name="middle_1")(h, embedding, train)
-        for level in reversed(range(depth)):
-            for i in range(self.blocks + 1):
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), level, f"up_{level}_{i}")
-            if level:
-                h = Conv(h.shape[-1], dtype=self.dtype, name=f"upsample_{level}")(upsample(h))
-        h = nn.silu(group_norm(h.shape[-1], "norm_out")(h))
-        return Conv(x.shape[-1] * self.out_multiplier, scale=0.0, name="out")(h)
+    def _join(self, part: Part, h, image):
+        """(h, image) with the input's pyramid, brought down to the size of h, added to it."""
+        name = f"pyramid_in_{part.level}"
+        if self.pyramid_in == "skip":
+            image = downsample(image, self.filter)
+            return h + self._conv(name, part.features, kernel=1)(image), image
+        pad = 1 + (len(self.filter) - 1) // 2  # the convolution's and the filter's: zeros are put around once
+        image = downsample(self._conv(name, part.features, padding=(pad, pad))(image), self.filter, pad=0)
+        h = self.skip_scale * (h + image)
+        return h, h
+
+    def _emit(self, name: str, h, image, channels: int):
+        """What a level adds to the output, and the output of the levels below it, doubled, if there is one."""
+        y = nn.silu(GroupNorm(*self._norm, name=f"norm_{name}")(h))
+        y = self._conv(name, channels, scale=self.out_scale, dtype=None)(y)
+        return y if image is None else upsample(image, self.filter) + y
+
+    @property
+    def _norm(self) -> tuple[int, int, float]:
+        return self.groups, self.min_group_width, self.epsilon
+
+    def _conv(self, name: str, features: int, **settings):
+        return Conv(features, name=name, **dict(dtype=self.dtype, kernel_init=self.kernel_init) | settings)
 
     def _check(self, x) -> None:
-        if x.ndim != 4:
-            raise ValueError(f"a UNet takes images (B, H, W, C), got {x.shape}")
-        unit = 2 ** (len(self.multipliers) - 1)
-        if x.shape[1] % unit or x.shape[2] % unit:
+        choices = {
+            "resample": ("mean", "conv", "block"), "decoder_attention": ("each", "last"),
+            "pyramid_in": ("", "skip", "residual"), "pyramid_out": ("", "skip"), "class_at": ("embedding", "waves"),
+        }  # fmt: skip
+        for field, valid in choices.items():
+            if getattr(self, field) not in valid:
+                raise ValueError(f"UNet: {field} is one of {', '.join(map(repr, valid))}, got {getattr(self, field)!r}")
+        if not 3 <= x.ndim <= 5:
+            raise ValueError(f"a UNet takes signals (B, *sizes, C) of 1, 2 or 3 dimensions, got {x.shape}")
+        unit = 2 ** (self.depth - 1)
+        if any(size % unit for size in x.shape[1:-1]):
             raise ValueError(
-                f"a UNet of {len(self.multipliers)} levels needs sizes that are multiples of {unit}, got "
-                f"{x.shape[1]}x{x.shape[2]}; pad the images or use fewer multipliers"
+                f"a UNet of {self.depth} levels needs sizes that are multiples of {unit}, got "
+                f"{'x'.join(map(str, x.shape[1:-1]))}; pad the signal or use fewer multipliers"
             )
+
+
+class InSigma(nn.Module):
+    """A network whose noise label is sigma and whose output is in units of 1/sigma: net(x, log sigma) / sigma.
+
+    With `centered` False the network sees 2x - 1, for data in [0, 1]. The NCSN++ of arXiv:2011.13456, appendix H:
+    the output is the score of the variance-exploding process.
+    """
+
+    net: nn.Module
+    centered: bool = True
+
+    @nn.compact
+    def __call__(self, x, label, cond=None, train: bool = False, augment=None):
+        y = self.net(x if self.centered else 2 * x - 1, jnp.log(label), cond, train, augment)
+        return y / label.reshape(-1, *(1,) * (x.ndim - 1)).astype(y.dtype)
 
 
 @register_model
@@ -114,3 +291,53 @@ def unet_digits(**overrides):
     """A UNet for 8x8 images of ten classes: 0.75M parameters, attention at 4x4."""
     defaults = dict(channels=32, multipliers=(1, 2), blocks=1, attention=(1,), heads=4, num_classes=10)
     return UNet(**defaults | overrides)
+
+
+@register_model
+def ddpm_cifar10(**overrides):
+    """DDPM for 32x32 images, 35.7M parameters: Ho et al. 2020, arXiv:2006.11239, appendix B. Labels are 0 to 999."""
+    defaults = dict(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1)
+    return UNet(**DDPM | defaults | overrides)
+
+
+@register_model
+def ddpm_256(**overrides):
+    """DDPM for 256x256 images, 113.7M parameters: Ho et al. 2020, arXiv:2006.11239, appendix B. Labels are 0 to 999."""
+    defaults = dict(channels=128, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention=(4,), conv_padding=(0, 1))
+    return UNet(**DDPM | defaults | overrides)
+
+
+@register_model
+def ddpmpp_cifar10(**overrides):
+    """DDPM++ for 32x32 images, 55.7M parameters: Song et al. 2021 with the settings of Karras et al. 2022, table 7."""
+    defaults = dict(channels=128, multipliers=(2, 2, 2), blocks=4, attention=(1,), dropout=0.13)
+    return UNet(**SONG | defaults | overrides)
+
+
+@register_model
+def ncsnpp_cifar10(**overrides):
+    """NCSN++ for 32x32 images, 56.4M parameters: Song et al. 2021 with the settings of Karras et al. 2022, table 7."""
+    return ddpmpp_cifar10(**NCSNPP | overrides)
+
+
+@register_model
+def adm_imagenet64(**overrides):
+    """ADM for 64x64 images of 1,000 classes, 295.9M parameters: Dhariwal & Nichol 2021, arXiv:2105.05233, table 4."""
+    defaults = dict(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(1, 2, 3), num_classes=1000)
+    return UNet(**ADM | dict(dropout=0.1) | defaults | overrides)
+
+
+DDPM = dict(
+    adaptive=False, heads=1, resample="conv", conv_padding=(0, 1), middle_attention=True, min_group_width=1,
+    epsilon=1e-6, label_scale=1.0, wave_multiplier=1, endpoint=True,
+)  # fmt: skip
+SONG = dict(
+    adaptive=False, heads=1, resample="block", project=True, middle_attention=True, decoder_attention="last",
+    skip_scale=0.5**0.5, epsilon=1e-6, label_scale=1.0, wave_multiplier=1, endpoint=True, class_at="waves",
+    out_scale=1e-10, qkv_scale=0.2,
+)  # fmt: skip
+NCSNPP = dict(wave_multiplier=2, fourier=16.0, pyramid_in="residual", filter=(1, 3, 3, 1))
+ADM = dict(
+    head_channels=64, resample="block", middle_attention=True, min_group_width=1, label_scale=1.0, wave_multiplier=1,
+    kernel_init="torch",
+)  # fmt: skip

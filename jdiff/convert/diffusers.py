@@ -1,0 +1,182 @@
+"""diffusers' UNet2DModel, both ways: the google/ddpm-* family and what is trained beside it.
+
+A folder of `save_pretrained`, of the model or of a pipeline around it, or a file of weights with its config.json
+beside. The label is the timestep, 0 to 999.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from jdiff.convert import unets
+from jdiff.convert.table import AS_IS, DENSE, Entry, Layout, Mismatch, conv, dense, norm
+from jdiff.models.unet import UNet
+
+IGNORED = ("*.Conv2d_0.*",)  # a second name of the same convolution
+ROLES = dict(
+    norm_0="norm1", conv_0="conv1", embed="time_emb_proj", norm_1="norm2", conv_1="conv2", skip="conv_shortcut"
+)
+OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+# (attention, resampling in blocks) of the names of their blocks
+DOWN = {
+    "DownBlock2D": (False, False), "AttnDownBlock2D": (True, None), "ResnetDownsampleBlock2D": (False, True),
+}  # fmt: skip
+UP = {"UpBlock2D": (False, False), "AttnUpBlock2D": (True, None), "ResnetUpsampleBlock2D": (False, True)}
+DEFAULTS = dict(
+    in_channels=3, out_channels=3, center_input_sample=False, time_embedding_type="positional", freq_shift=0,
+    flip_sin_to_cos=True, down_block_types=("DownBlock2D", *("AttnDownBlock2D",) * 3), layers_per_block=2,
+    up_block_types=(*("AttnUpBlock2D",) * 3, "UpBlock2D"), block_out_channels=(224, 448, 672, 896),
+    mid_block_type="UNetMidBlock2D", mid_block_scale_factor=1, downsample_padding=1, downsample_type="conv",
+    upsample_type="conv", dropout=0.0, act_fn="silu", attention_head_dim=8, norm_num_groups=32, norm_eps=1e-5,
+    attn_norm_num_groups=None, resnet_time_scale_shift="default", add_attention=True, class_embed_type=None,
+    num_class_embeds=None, time_embedding_dim=None,
+)  # fmt: skip
+
+
+def folder(path: Path) -> Path:
+    """The folder of the network within that of a pipeline."""
+    return path / "unet" if (path / "unet" / "config.json").is_file() else path
+
+
+def select(content: dict, settings: dict) -> dict[str, np.ndarray]:
+    """The state_dict under today's names, its waves cosines first."""
+    tensors = {}
+    for name, tensor in content.items():
+        for old, new in OLD.items():
+            name = name.replace(old, new) if ".attentions." in name else name
+        tensors[name] = tensor
+    first = "time_embedding.linear_1.weight"
+    if first in tensors and not settings.get("flip_sin_to_cos", True):
+        tensors[first] = unets.swap(tensors[first], 1)
+    return tensors
+
+
+def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
+    """The network of a config.json. Raises `Mismatch` for settings that no UNet2DModel of plain blocks has."""
+    del tensors
+    if "block_out_channels" not in config:
+        raise Mismatch("a UNet2DModel needs the config.json that lies beside its weights; there is none")
+    c = DEFAULTS | config
+    widths, depth = c["block_out_channels"], len(c["block_out_channels"])
+    head = c["attention_head_dim"]
+    scale_shift = c["resnet_time_scale_shift"] == "scale_shift"
+    kinds = [DOWN.get(name) for name in c["down_block_types"]], [UP.get(name) for name in c["up_block_types"]]
+    expected = {
+        "center_input_sample": (False,), "time_embedding_type": ("positional",), "freq_shift": (0, 1),
+        "mid_block_type": ("UNetMidBlock2D",), "mid_block_scale_factor": (1,), "act_fn": ("silu", "swish"),
+        "class_embed_type": (None,), "downsample_padding": (0, 1), "downsample_type": ("conv", "resnet"),
+        "upsample_type": ("conv", "resnet"), "resnet_time_scale_shift": ("default", "scale_shift"),
+        "time_embedding_dim": (None, 4 * widths[0]), "out_channels": (c["in_channels"], 2 * c["in_channels"]),
+        "attn_norm_num_groups": (c["norm_num_groups"],) if scale_shift else (None, c["norm_num_groups"]),
+    }  # fmt: skip
+    wrong = [f"{key} {c[key]!r}" for key, valid in expected.items() if c[key] not in valid]
+    names = zip([*c["down_block_types"], *c["up_block_types"]], [*kinds[0], *kinds[1]], strict=True)
+    wrong += [f"block {name!r}" for name, kind in names if kind is None]
+    if not wrong:
+        attention = [kind[0] for kind in kinds[0]]
+        if attention != [kind[0] for kind in reversed(kinds[1])]:
+            wrong.append("attention on other levels on the way up than on the way down")
+        moves = [(kind[1], c["downsample_type"] == "resnet") for kind in kinds[0][:-1]]
+        moves += [(kind[1], c["upsample_type"] == "resnet") for kind in kinds[1][:-1]]
+        blocky = {usual if own is None else own for own, usual in moves}
+        if len(blocky) > 1:
+            wrong.append("resampling in blocks on some levels, by convolutions on others")
+    if wrong:
+        raise Mismatch(f"this UNet2DModel is not one that can be converted: {', '.join(wrong)}")
+    fields = dict(
+        channels=widths[0], multipliers=tuple(unets.ratio(w, widths[0]) for w in widths),
+        blocks=c["layers_per_block"], attention=tuple(i for i in range(depth) if attention[i]),
+        heads=1, head_channels=head or 0, middle_attention=c["add_attention"], adaptive=scale_shift,
+        resample="block" if True in blocky else "conv", dropout=c["dropout"],
+        conv_padding=(0, 1) if c["downsample_padding"] == 0 else (1, 1), label_scale=1.0, wave_multiplier=1,
+        endpoint=c["freq_shift"] == 1, groups=c["norm_num_groups"], min_group_width=1, epsilon=c["norm_eps"],
+        num_classes=c["num_class_embeds"] or 0, null_class=False, out_multiplier=c["out_channels"] // c["in_channels"],
+    )  # fmt: skip
+    return UNet(**fields | overrides)
+
+
+def table(net: UNet) -> list[Entry]:
+    """Raises ValueError where UNet2DModel has no such network."""
+    needed = dict(
+        filter=(1, 1), pyramid_in="", pyramid_out="", wave_multiplier=1, label_scale=1.0, skip_scale=1.0, fourier=0.0,
+        augment_dim=0, first_channels=0, project=False,
+    )  # fmt: skip
+    other = [f"{k}={getattr(net, k)!r}" for k, v in needed.items() if getattr(net, k) != v]
+    other += [
+        f"{k}={getattr(net, k)!r}"
+        for k, bad in (("resample", "mean"), ("decoder_attention", "last"))
+        if getattr(net, k) == bad
+    ]
+    if net.num_classes and net.class_at != "embedding":
+        other.append(f"class_at={net.class_at!r}")
+    if other:
+        raise ValueError(f"diffusers' UNet2DModel has no such network: {', '.join(other)}")
+    lines = conv(("in",), "conv_in") + dense(("noise", "hidden"), "time_embedding.linear_1")
+    lines += dense(("noise", "out"), "time_embedding.linear_2")
+    if net.num_classes:
+        lines.append(Entry(("params", "class", "table", "embedding"), "class_embedding.weight", AS_IS))
+    for part in net.encoder():
+        there = f"down_blocks.{part.level}"
+        lines += _stage(net, part, f"{there}.downsamplers.0", there)
+    for part in net.middle():
+        lines += _stage(net, part, "", "mid_block")
+    for part in net.decoder():
+        there = f"up_blocks.{net.depth - 1 - part.level}"
+        lines += _stage(net, part, f"{there}.upsamplers.0", there)
+    return lines + norm(("norm_out",), "conv_norm_out") + conv(("out",), "conv_out")
+
+
+def example(net: UNet, tensors: dict):
+    """(x, label, cond) of the smallest size."""
+    return unets.example(net, tensors, "conv_in.weight")
+
+
+def config(net: UNet, variables: dict) -> dict:
+    """The config.json of `UNet2DModel.from_pretrained`. Raises ValueError for groups or heads it cannot express."""
+    channels = variables["params"]["in"]["kernel"].shape[-2]
+    widths = {*unets.inputs(net).values(), *(part.features for part in net.encoder()), net.channels}
+    odd = sorted(w for w in widths if w % net.groups or w // net.groups < net.min_group_width)
+    if odd:
+        raise ValueError(
+            f"diffusers' UNet2DModel has {net.groups} groups everywhere; channels of {odd} do not divide so"
+        )
+    attended = {part.features for part in [*net.encoder(), *net.middle()] if part.attention}
+    head = net.head_channels or (max(attended, default=1) // net.heads if net.heads > 1 else None)
+    if not net.head_channels and net.heads > 1 and len(attended) > 1:
+        raise ValueError(
+            f"diffusers' UNet2DModel has a width per head; {net.heads} heads of {sorted(attended)} have not"
+        )
+    attends = [level in net.attention for level in range(net.depth)]
+    blocky = net.resample == "block"
+    down = [name for a in attends for name, kind in DOWN.items() if kind == ((True, None) if a else (False, blocky))]
+    up = [name for a in attends[::-1] for name, kind in UP.items() if kind == ((True, None) if a else (False, blocky))]
+    middle = attends[-1] if net.middle_attention is None else net.middle_attention
+    widths = {part.level: part.features for part in net.encoder()}
+    return {
+        "_class_name": "UNet2DModel", "in_channels": channels, "out_channels": channels * net.out_multiplier,
+        "center_input_sample": False, "time_embedding_type": "positional", "freq_shift": int(net.endpoint),
+        "flip_sin_to_cos": True, "down_block_types": down, "up_block_types": up,
+        "block_out_channels": [widths[level] for level in range(net.depth)], "layers_per_block": net.blocks,
+        "downsample_padding": 0 if tuple(net.conv_padding) == (0, 1) else 1,
+        "downsample_type": "resnet" if blocky else "conv", "upsample_type": "resnet" if blocky else "conv",
+        "dropout": net.dropout, "act_fn": "silu", "attention_head_dim": head, "norm_num_groups": net.groups,
+        "attn_norm_num_groups": net.groups, "norm_eps": net.epsilon, "add_attention": middle,
+        "resnet_time_scale_shift": "scale_shift" if net.adaptive else "default",
+        "num_class_embeds": net.num_classes + net.null_class if net.num_classes else None,
+    }  # fmt: skip
+
+
+def _stage(net: UNet, part, resampler: str, there: str) -> list[Entry]:
+    if part.resample:
+        if net.resample == "block":
+            return unets.block(net, part, resampler, ROLES)
+        return conv((part.name,), f"{resampler}.conv")
+    i = unets.index(part)
+    lines = unets.block(net, part, f"{there}.resnets.{i}", ROLES)
+    if part.attention:
+        name = f"{there}.attentions.{i}"
+        names = tuple(tuple(f"{name}.to_{which}.{end}" for which in "qkv") for end in ("weight", "bias"))
+        kernels = Layout(lambda *w: np.concatenate(w).T, lambda k: np.split(k.T, 3))
+        biases = Layout(lambda *b: np.concatenate(b), lambda b: np.split(b, 3))
+        lines += unets.attention(part, (kernels, biases), names, DENSE, AS_IS, f"{name}.to_out.0", f"{name}.group_norm")
+    return lines

@@ -1,0 +1,90 @@
+"""What the tables of all published UNets share: the blocks of `models.unet` against any names."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from jdiff.convert.table import AS_IS, Entry, Layout, conv, dense, norm
+from jdiff.models.unet import Part, UNet
+
+
+def block(net: UNet, part: Part, name: str, roles: Mapping[str, str]) -> list[Entry]:
+    """A residual block; roles: their names of norm_0, conv_0, embed, norm_1, conv_1 and skip within it."""
+    there = {role: f"{name}.{theirs}" for role, theirs in roles.items()}
+    lines = norm((part.name, "norm_0"), there["norm_0"]) + conv((part.name, "conv_0"), there["conv_0"])
+    if net.adaptive:
+        lines += dense((part.name, "norm_1", "modulation"), there["embed"])
+        lines += norm((part.name, "norm_1", "norm"), there["norm_1"])
+    else:
+        lines += dense((part.name, "shift"), there["embed"]) + norm((part.name, "norm_1"), there["norm_1"])
+    lines += conv((part.name, "conv_1"), there["conv_1"])
+    if has_skip(net, part):
+        lines += conv((part.name, "skip"), there["skip"])
+    return lines
+
+
+def attention(part: Part, qkv, qkv_names, out: Layout, bias: Layout, out_name: str, norm_name: str) -> list[Entry]:
+    """Self-attention: qkv = (kernel, bias) layouts of qkv_names = (kernel, bias) names; `out_name` without ending."""
+    path = ("params", f"{part.name}_attention")
+    return [
+        *norm(path[1:] + ("norm",), norm_name),
+        Entry((*path, "qkv", "kernel"), qkv_names[0], qkv[0]),
+        Entry((*path, "qkv", "bias"), qkv_names[1], qkv[1]),
+        Entry((*path, "out", "kernel"), f"{out_name}.weight", out),
+        Entry((*path, "out", "bias"), f"{out_name}.bias", bias),
+    ]
+
+
+def heads(net: UNet, part: Part) -> int:
+    """Attention heads of a stage."""
+    return part.features // net.head_channels if net.head_channels else net.heads
+
+
+def has_skip(net: UNet, part: Part) -> bool:
+    """Whether a block has a convolution on its straight branch."""
+    return bool(part.resample and net.project) or part.features != inputs(net)[part.name]
+
+
+def inputs(net: UNet) -> dict[str, int]:
+    """The channels that go into each stage."""
+    found, h = {}, net.first_channels or net.channels
+    kept = [h]
+    for part in net.encoder():
+        found[part.name], h = h, part.features
+        kept.append(h)
+    for part in net.middle():
+        found[part.name], h = h, part.features
+    for part in net.decoder():
+        found[part.name] = h if part.resample else h + kept.pop()
+        h = part.features
+    return found
+
+
+def index(part: Part) -> int:
+    """The number of a stage within its level."""
+    return int(part.name.rsplit("_", 1)[1])
+
+
+def ratio(width: int, channels: int) -> float:
+    """A multiplier, whole where it can be."""
+    return width // channels if width % channels == 0 else width / channels
+
+
+def swap(array: np.ndarray, axis: int) -> np.ndarray:
+    """Sines first for cosines first, and back."""
+    return np.roll(array, array.shape[axis] // 2, axis)
+
+
+def hidden(name: str, swapped: bool) -> list[Entry]:
+    """The layer that reads the waves, whose halves are the other way round in many networks."""
+    kernel = Layout(lambda w: swap(w.T, 0), lambda k: swap(k, 0).T) if swapped else Layout(np.transpose, np.transpose)
+    path = ("params", "noise", "hidden")
+    return [Entry((*path, "kernel"), f"{name}.weight", kernel), Entry((*path, "bias"), f"{name}.bias", AS_IS)]
+
+
+def example(net: UNet, tensors: Mapping[str, np.ndarray], first: str):
+    """(x, label, cond) of the smallest size, with the channels that the layer called `first` takes."""
+    cond = np.zeros((1,), np.int32) if net.num_classes else None
+    size = 2 ** (net.depth - 1)
+    channels = tensors[first].shape[1] if first in tensors else 3
+    return np.zeros((1, size, size, channels), np.float32), np.zeros((1,), np.float32), cond

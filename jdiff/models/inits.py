@@ -1,0 +1,23 @@
+"""Initial values of kernels, by the papers."""
+
+import flax.linen as nn
+
+INITS = {
+    "xavier": (1.0, "fan_avg", "uniform"),  # Glorot & Bengio 2010; DDPM's and score_sde's variance scaling
+    "kaiming": (2.0, "fan_in", "normal"),  # He et al. 2015, arXiv:1502.01852, eq. 10
+    "lecun": (1.0, "fan_in", "truncated_normal"),  # LeCun et al. 1998; Flax's default
+    "torch": (1 / 3, "fan_in", "uniform"),  # PyTorch's default for convolutions and linear layers, ADM's
+}
+
+
+def scaled_init(scale: float = 1.0, name: str = "xavier"):
+    """Variance scaling of the named kind, its variance times `scale`; zeros for 0. Raises ValueError for other names.
+
+    The default is fan-average and uniform: Ho et al. 2020, arXiv:2006.11239, and Song et al. 2021, arXiv:2011.13456.
+    """
+    if name not in INITS:
+        raise ValueError(f"unknown initialisation {name!r}; one of {', '.join(INITS)}")
+    if scale == 0:
+        return nn.initializers.zeros_init()
+    base, mode, law = INITS[name]
+    return nn.initializers.variance_scaling(base * scale, mode, law)
