@@ -9,7 +9,7 @@ from jdiff.models.unet import Part, UNet
 
 
 def block(net: UNet, part: Part, name: str, roles: Mapping[str, str]) -> list[Entry]:
-    """A residual block; roles: their names of norm_0, conv_0, embed, norm_1, conv_1 and skip within it."""
+    """A residual block; roles: their names of norm_0, conv_0, embed, norm_1, conv_1 and (if a convolution) skip."""
     there = {role: f"{name}.{theirs}" for role, theirs in roles.items()}
     lines = norm((part.name, "norm_0"), there["norm_0"]) + conv((part.name, "conv_0"), there["conv_0"])
     if net.adaptive:
@@ -18,7 +18,7 @@ def block(net: UNet, part: Part, name: str, roles: Mapping[str, str]) -> list[En
     else:
         lines += dense((part.name, "shift"), there["embed"]) + norm((part.name, "norm_1"), there["norm_1"])
     lines += conv((part.name, "conv_1"), there["conv_1"])
-    if has_skip(net, part):
+    if "skip" in roles and has_skip(net, part):
         lines += conv((part.name, "skip"), there["skip"])
     return lines
 
