@@ -6,6 +6,7 @@ A side tower: it knows jax and flax, and nothing about diffusion.
 from jdiff.models.attention import SelfAttention
 from jdiff.models.conv import Conv, conv
 from jdiff.models.dit import DiT
+from jdiff.models.edm2 import EDM2UNet, normalize_weights
 from jdiff.models.mlp import MLP, StepMLP
 from jdiff.models.registry import Tag, create_model, list_models, register_model, register_tag, tag_of
 from jdiff.models.resnet import ResNet
@@ -17,6 +18,7 @@ __all__ = [
     "MLP",
     "Conv",
     "DiT",
+    "EDM2UNet",
     "ResNet",
     "SelfAttention",
     "StepMLP",
@@ -27,6 +29,7 @@ __all__ = [
     "conv",
     "create_model",
     "list_models",
+    "normalize_weights",
     "register_model",
     "register_tag",
     "tag_of",

@@ -22,8 +22,8 @@ class Tag:
     """Published weights of a registered model.
 
     `overrides`: fields of the model that they need; `url`: where they are, as data: nothing here downloads; `license`:
-    theirs, not ours; `parameters`: their count; `information`: what a user must know to sample with them, such as
-    {"architecture": "edm2", "conditioning": "EDM", "sigma_data": 0.5}.
+    theirs, not ours; `parameters`: their count; `shape`: of one sample; `information`: what a user must know to sample
+    with them, such as {"architecture": "edm2", "conditioning": "EDM", "sigma_data": 0.5}.
     """
 
     model: str
@@ -32,6 +32,7 @@ class Tag:
     url: str
     license: str
     parameters: int | None
+    shape: tuple[int, ...] | None
     information: Mapping[str, Any]
 
     @property
@@ -57,11 +58,12 @@ def register_tag(
     url: str = "",
     license: str = "",
     parameters: int | None = None,
+    shape: tuple[int, ...] | None = None,
     **information,
 ) -> Tag:
     """Register published weights of a model, see `Tag`. Raises ValueError for an unknown model or a name taken."""
     _check_known(model, _MODELS, "model")
-    new = Tag(model, tag, dict(overrides or {}), url, license, parameters, information)
+    new = Tag(model, tag, dict(overrides or {}), url, license, parameters, shape, information)
     if _TAGS.get(new.name, new) != new:
         raise ValueError(f"a tag named {new.name!r} is registered already, with other settings")
     _TAGS[new.name] = new

@@ -173,6 +173,6 @@ _PUBLISHED = {
 for _name, (_hash, _count) in _PUBLISHED.items():
     register_tag(
         _name, "imagenet1k_v1", dict(in_channels=3), url=f"https://download.pytorch.org/models/{_name}-{_hash}.pth",
-        license="BSD-3-Clause (torchvision)", parameters=_count, architecture="resnet",
+        license="BSD-3-Clause (torchvision)", parameters=_count, shape=(224, 224, 3), architecture="resnet",
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
     )  # fmt: skip
