@@ -8,8 +8,10 @@ from jdiff.models.conv import Conv, conv
 from jdiff.models.dit import DiT
 from jdiff.models.edm2 import EDM2UNet, normalize_weights
 from jdiff.models.mlp import MLP, StepMLP
+from jdiff.models.receptive import receptive_field, receptive_field_of
 from jdiff.models.registry import Tag, create_model, list_models, register_model, register_tag, tag_of
 from jdiff.models.resnet import ResNet
+from jdiff.models.summary import summary
 from jdiff.models.text import TextEncoder, tokenize
 from jdiff.models.unet import UNet
 from jdiff.models.vit import ViT
@@ -30,8 +32,11 @@ __all__ = [
     "create_model",
     "list_models",
     "normalize_weights",
+    "receptive_field",
+    "receptive_field_of",
     "register_model",
     "register_tag",
+    "summary",
     "tag_of",
     "tokenize",
 ]
