@@ -2,7 +2,8 @@
 
 Each row is one network with random weights everywhere, the gains too, in float32 and in float64: the largest difference
 of the raw network's outputs, of the uncertainties, of the gradient of a random projection with respect to the input,
-and the size of the largest output. Exit status 1 above 1e-5 in float32 or 1e-10 in float64.
+and the size of the largest output; at last images, by eight steps of its sampler and of `jdiff.sample`, from the same
+noise in float32. Exit status 1 above 1e-5 in float32, 1e-10 in float64, 1e-3 for images.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+import jdiff
 from jdiff import config as configs
 from jdiff import convert
 from jdiff.convert import edm2
@@ -98,15 +100,34 @@ def differences(code, arguments: dict, overrides: dict, size: tuple[int, int], d
     return [float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)] + [float(np.abs(ours[0]).max())]
 
 
+def images(code, sampler, arguments: dict, size: tuple[int, int], torch) -> tuple[float, float]:
+    """(difference of the images, the largest value), from the same noise by both samplers."""
+    net = network(code, arguments, torch)
+    tensors = edm2.select({name: tensor.numpy() for name, tensor in net.state_dict().items()}, {})
+    noise = np.random.default_rng(1).normal(size=(3, *size, arguments["img_channels"])).astype(np.float32)
+    classes = np.arange(3) % arguments["label_dim"]
+    with torch.no_grad():
+        given = torch.tensor(noise.transpose(0, 3, 1, 2)), torch.eye(arguments["label_dim"])[classes]
+        theirs = sampler(net, *given, num_steps=8).movedim(1, 3).numpy()
+
+    module = edm2.build(tensors, {}, head_channels=arguments.get("channels_per_head", 64))
+    schedule, variables = jdiff.EDM(), convert.variables_of(module, "edm2", tensors)
+    where = dict(cond=jnp.asarray(classes), conditioning=jdiff.conditioning.EDM())
+    denoise = jdiff.denoiser(module.apply, variables, schedule, jdiff.targets.EDM(), **where)
+    start, times = jnp.asarray(80 * noise), jdiff.grid.karras(schedule, 8)
+    ours = jax.jit(jdiff.sample)(jdiff.solvers.Heun(), denoise, schedule, start, times)
+    return float(np.abs(np.asarray(ours) - theirs).max()), float(np.abs(theirs).max())
+
+
 def main(argv: list[str]) -> int:
     a = configs.parse(Arguments, argv, prog="scripts/parity_edm2.py")
     if not (a.checkout / "training" / "networks_edm2.py").is_file():
         raise configs.ConfigError(
             f"{a.checkout} holds no training/networks_edm2.py; give the folder of a checkout of edm2"
         )
-    for needed in ("torch", "requests"):
+    for needed in ("torch", "requests", "click"):
         if importlib.util.find_spec(needed) is None:
-            raise configs.ConfigError("this compares with PyTorch code: pip install torch==2.13.0 requests")
+            raise configs.ConfigError("this compares with PyTorch code: pip install torch==2.13.0 requests click")
     import torch
 
     sys.path.insert(0, str(a.checkout))
@@ -123,7 +144,13 @@ def main(argv: list[str]) -> int:
                 failed += wrong
                 row = f"{name:32s} {dtype.__name__:8s} {' '.join(f'{d:8.1e}' for d in found)} {largest:8.2f}"
                 print(row + (" TOO LARGE" if wrong else ""), flush=True)
-    return int(failed > 0)
+    torch.set_default_dtype(torch.float32)
+    code.torch = torch
+    arguments, _, *size = next(iter(CASES.values()))
+    sampler = importlib.import_module("generate_images").edm_sampler
+    found, largest = images(code, sampler, arguments, size, torch)
+    print(f"{'images, 8 steps':32s} {'float32':8s} {found:8.1e} {'':8s} {'':8s} {largest:8.2f}")
+    return int(failed > 0 or not found < 1e-3)
 
 
 if __name__ == "__main__":
