@@ -17,9 +17,11 @@ from jdiff.models.transformer import (
     FeedForward,
     Patches,
     check_patches,
+    dense,
     grid_positions,
     images,
     rotary_angles,
+    settle,
     sincos_positions,
     standardize,
     xavier,
@@ -61,12 +63,12 @@ class DiTBlock(nn.Module):
         parts = nn.Dense(6 * D, kernel_init=zeros, dtype=self.dtype, name="modulation")(nn.silu(c))
         shift_0, scale_0, gate_0, shift_1, scale_1, gate_1 = jnp.split(parts[:, None], 6, -1)
         attention = Attention(self.heads, self.qk_norm, dtype=self.dtype, name="attention")
-        x = x + gate_0 * attention(modulate(x, shift_0, scale_0), angles=angles)
+        x = settle(x + gate_0 * attention(modulate(x, shift_0, scale_0), angles=angles), x)
         if context is not None:
             cross = Attention(self.heads, self.qk_norm, out_init=zeros, dtype=self.dtype, name="cross")
-            x = x + cross(standardize(x), context, mask)
+            x = settle(x + cross(standardize(x), context, mask), x)
         feed = FeedForward(self.ratio, dtype=self.dtype, name="feed")
-        return x + gate_1 * feed(modulate(x, shift_1, scale_1))
+        return settle(x + gate_1 * feed(modulate(x, shift_1, scale_1)), x)
 
 
 class DiT(nn.Module):
@@ -118,7 +120,7 @@ class DiT(nn.Module):
             h = block(h, c, context, mask, angles)
         parts = nn.Dense(2 * self.width, kernel_init=zeros, name="modulation")(nn.silu(c))
         h = modulate(h, *jnp.split(parts[:, None], 2, -1))
-        h = nn.Dense(p * p * C * self.out_multiplier, kernel_init=zeros, name="out")(h)
+        h = dense(p * p * C * self.out_multiplier, zeros, None, "out")(h)
         return images(h, H, W, p)
 
     def _conditions(self, label, cond):

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros_init()
@@ -20,14 +21,58 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     q: (B, T, N, D); k, v: (B, S, N, D); mask: (B, S), True where a key may be seen, at least one in each row.
     Returns (B, T, N, D). Half precision runs in cuDNN's fused kernel on GPUs, for D up to 128 in multiples of 8.
     """
-    mask = None if mask is None else mask[:, None, None]
-    if q.dtype == jnp.float64:  # jax.nn's softmax is a float32 one
-        logits = jnp.einsum("btnd,bsnd->bnts", q, k) / np.sqrt(q.shape[-1])
-        logits = logits if mask is None else jnp.where(mask, logits, -jnp.inf)
-        return jnp.einsum("bnts,bsnd->btnd", nn.softmax(logits), v)
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    fused = half and jax.default_backend() == "gpu" and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn" if fused else None)
+    if jax.default_backend() != "cpu" and q.dtype != jnp.float64:  # jax.nn's softmax is a float32 one
+        half = q.dtype in (jnp.bfloat16, jnp.float16)
+        fused = half and jax.default_backend() == "gpu" and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+        mask = None if mask is None else mask[:, None, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn" if fused else None)
+    (B, T, N, _), S = q.shape, k.shape[1]
+    count = max(n for n in range(1, B + 1) if B % n == 0 and n <= max(2**20 // (N * T * S), 1))
+    if count == B:
+        return _attend(q, k, v, mask)
+    # as many samples at a time as the cache holds the logits of, computed again in the backward pass: twice as fast
+    parts = [None if a is None else a.reshape(B // count, count, *a.shape[1:]) for a in (q, k, v, mask)]
+    some = jax.checkpoint(_attend, prevent_cse=False)
+    return lax.map(lambda part: some(*part), parts).reshape(*q.shape[:-1], -1)
+
+
+def _attend(q, k, v, mask):
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q * q.shape[-1] ** -0.5, k, v))
+    logits = jnp.einsum("bntd,bnsd->bnts", q, k, preferred_element_type=dtype)
+    logits = logits if mask is None else jnp.where(mask[:, None, None], logits, -jnp.inf)
+    weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
+    # divided last, where there is the least to divide
+    out = jnp.einsum("bnts,bnsd->bntd", weights.astype(v.dtype), v, preferred_element_type=dtype)
+    return (out / weights.sum(-1, keepdims=True)).astype(v.dtype).transpose(0, 2, 1, 3)
+
+
+def dense(features: int, init: Any, dtype: Any, name: str, bias: bool = True) -> nn.Dense:
+    """A dense layer for tokens (B, L, D)."""
+    return nn.Dense(features, bias, dtype, kernel_init=init, dot_general=_product, name=name)
+
+
+def _product(x, kernel, dimension_numbers, **options):
+    """`lax.dot_general`; on the CPU as a product of matrices.
+
+    The gradient of a product with three axes asks XLA:CPU for transposed operands, which it computes anew, element by
+    element, from all that they come from.
+    """
+    if jax.default_backend() != "cpu":
+        return lax.dot_general(x, kernel, dimension_numbers, **options)
+    out = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
+    return out.reshape(*x.shape[:-1], -1)
+
+
+def settle(x: jax.Array, seen: jax.Array) -> jax.Array:
+    """x, and in the backward pass its gradient, computed once; `seen` (B, L, D) is any array that is there already.
+
+    XLA:CPU computes sums anew in each place that uses them: the gradient of a residual stream, a sum over all later
+    blocks, several times in each block. A quotient it keeps, here by a 1 that it cannot know.
+    """
+    if jax.default_backend() != "cpu":
+        return x
+    return x / jnp.where(jnp.isnan(seen[:, :1, :1]), 2, 1).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -52,9 +97,8 @@ class Attention(nn.Module):
             raise ValueError(f"Attention: a width of {D} does not divide into {self.heads} heads")
 
         def project(x, parts, name):
-            y = nn.Dense(parts * D, self.bias, self.dtype, kernel_init=self.kernel_init, name=name)(x)
-            y = y.reshape(B, x.shape[1], parts, self.heads, D // self.heads)
-            return [y[:, :, i] for i in range(parts)]
+            y = dense(parts * D, self.kernel_init, self.dtype, name, self.bias)(x)
+            return [part.reshape(B, -1, self.heads, D // self.heads) for part in jnp.split(y, parts, -1)]
 
         if context is None:
             q, k, v = project(x, 3, "qkv")
@@ -66,7 +110,7 @@ class Attention(nn.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         y = attend(q.astype(v.dtype), k.astype(v.dtype), v, mask)
         init = self.out_init or self.kernel_init
-        return nn.Dense(D, kernel_init=init, dtype=self.dtype, name="out")(y.reshape(B, T, D))
+        return dense(D, init, self.dtype, "out")(y.reshape(B, T, D))
 
 
 class FeedForward(nn.Module):
@@ -81,9 +125,8 @@ class FeedForward(nn.Module):
     def __call__(self, x):
         """(B, L, D) -> (B, L, D)."""
         D = x.shape[-1]
-        y = nn.Dense(int(D * self.ratio), dtype=self.dtype, kernel_init=self.kernel_init, name="in")(x)
-        y = nn.gelu(y, approximate=not self.exact)
-        return nn.Dense(D, dtype=self.dtype, kernel_init=self.kernel_init, name="out")(y)
+        y = nn.gelu(dense(int(D * self.ratio), self.kernel_init, self.dtype, "in")(x), approximate=not self.exact)
+        return dense(D, self.kernel_init, self.dtype, "out")(y)
 
 
 class Block(nn.Module):
@@ -109,7 +152,7 @@ class Block(nn.Module):
         feed = FeedForward(self.ratio, exact=True, **shared, name="feed")
         for f, name in ((lambda y: attention(y, mask=mask, angles=angles), "norm_0"), (feed, "norm_1")):
             norm = nn.LayerNorm(self.epsilon, use_fast_variance=False, name=name)
-            x = (norm(x + f(x)) if self.post else x + f(norm(x))).astype(x.dtype)
+            x = settle((norm(x + f(x)) if self.post else x + f(norm(x))).astype(x.dtype), x)
         return x
 
 
@@ -117,7 +160,7 @@ def standardize(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """Layer norm without parameters, over the last axis: (x - mean) / std, in float32 at least."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     x = x - x.mean(-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + epsilon)
+    return x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + epsilon)
 
 
 class Patches(nn.Module):

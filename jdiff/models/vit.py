@@ -12,7 +12,7 @@ from jdiff.models.conv import Conv
 from jdiff.models.dit import label_features
 from jdiff.models.embed import ClassEmbedding, check_unconditional
 from jdiff.models.registry import register_model
-from jdiff.models.transformer import Block, Patches, check_patches, images, zeros
+from jdiff.models.transformer import Block, Patches, check_patches, dense, images, zeros
 
 
 class ViT(nn.Module):
@@ -59,7 +59,7 @@ class ViT(nn.Module):
         for i in range(self.depth):
             if self.skips and i > self.depth // 2:
                 h = jnp.concatenate([h, kept.pop()], -1)
-                h = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name=f"skip_{i}")(h)
+                h = dense(self.width, init, self.dtype, f"skip_{i}")(h)
             block = make(
                 self.heads, self.ratio, qk_norm=self.qk_norm, bias=not self.skips, kernel_init=init, dtype=self.dtype,
                 name=f"block_{i}",
@@ -69,7 +69,7 @@ class ViT(nn.Module):
                 kept.append(h)
         h = nn.LayerNorm(1e-5, use_fast_variance=False, name="norm")(h)[:, len(extra) :]
         C = x.shape[-1] * self.out_multiplier
-        out = nn.Dense(self.patch**2 * C, kernel_init=init if self.skips else zeros, name="out")
+        out = dense(self.patch**2 * C, init if self.skips else zeros, None, "out")
         h = images(out(h), *x.shape[1:3], self.patch)
         return Conv(C, scale=0.0, name="smooth")(h) if self.skips else h
 
