@@ -112,6 +112,7 @@ class DiT(nn.Module):
         h = Patches(self.width, p, self.dtype, name="patches")(x)
         if self.sincos:
             h = h + jnp.asarray(sincos_positions(*grid, self.width), h.dtype)[None]
+        h = settle(h, h)
         angles = rotary_angles(grid_positions(*grid), self.width // self.heads) if self.rope else None
         c, context, mask = self._conditions(label, cond)
         make = nn.remat(DiTBlock) if self.remat else DiTBlock
