@@ -1,8 +1,10 @@
 """Speed of networks beside the same architecture in PyTorch, on the CPU: `python scripts/benchmark_models.py WHAT`.
 
-dit: 6 layers of 256 with 8 heads on the 64 patches of 32x32x3 images, batch 32, float32. Three rows: forward; loss and
-gradients; a training step with Adam (PyTorch's fused one). Both sides run in turn in one process with the same number
-of threads; ratios above 1 mean that jdiff is faster. Needs `pip install torch==2.13.0`.
+dit: 6 layers of 256 with 8 heads on the 64 patches of 32x32x3 images. unet: diffusers' UNet2DModel of 64, 128 and 128
+channels with attention at 16x16, two blocks a level, and the same network of ours with its weights. Batch 32, float32.
+Three rows: forward; loss and gradients; five training steps with Adam, which are one call for us, as in
+scripts/train.py (PyTorch's Adam is the fused one). Both sides run in turn in one process with the same number
+of threads; ratios above 1 mean that jdiff is faster. Needs `pip install torch==2.13.0 diffusers`.
 """
 
 import dataclasses
@@ -16,16 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax import lax
 
 import jdiff
 from jdiff import config as configs
+
+STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Measure a network against PyTorch."""
 
-    what: Annotated[Literal["dit"], tyro.conf.Positional]
+    what: Annotated[Literal["dit", "unet"], tyro.conf.Positional]
     """Which network."""
     batch: int = 32
     """Images at once."""
@@ -67,12 +72,17 @@ def measure(model, variables, network, x: np.ndarray, label: np.ndarray, repeats
         updates, state = tx.update(grads, state)
         return optax.apply_updates(variables, updates), state, value
 
-    step = jax.jit(step, donate_argnums=(0, 1))
+    def visit(variables, state):  # as scripts/train.py does: many steps between visits to the host
+        one = lambda held, _: ((held := step(*held))[:2], held[2])  # noqa: E731
+        (variables, state), values = lax.scan(one, (variables, state), length=STEPS)
+        return variables, state, values
+
+    visit = jax.jit(visit, donate_argnums=(0, 1))
     held = [jax.tree.map(jnp.copy, variables), tx.init(variables)]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
 
     def train():
-        *held[:], value = step(*held)
+        *held[:], value = visit(*held)
         return jax.block_until_ready(held), value
 
     @torch.no_grad()
@@ -84,12 +94,13 @@ def measure(model, variables, network, x: np.ndarray, label: np.ndarray, repeats
         ((network(y, level) - aim) ** 2).mean().backward()
 
     def their_train():
-        their_gradient()
-        optimizer.step()
+        for _ in range(STEPS):
+            their_gradient()
+            optimizer.step()
 
     compare("forward", lambda: forward(variables, xs, labels, None), their_forward, repeats)
     compare("gradients", lambda: gradient(variables), their_gradient, repeats)
-    compare("training", train, their_train, repeats)
+    compare(f"{STEPS} steps", train, their_train, max(repeats // 3, 1))
 
 
 def dit(a: Arguments, torch) -> None:
@@ -149,6 +160,38 @@ def dit(a: Arguments, torch) -> None:
     measure(model, variables, network, x, label, a.repeats, torch)
 
 
+def unet(a: Arguments, torch) -> None:
+    try:
+        import diffusers
+    except ImportError:
+        configs.fail("the UNet compares with diffusers: pip install diffusers")
+    from jdiff import convert
+    from jdiff.convert import diffusers as converter
+
+    settings = dict(
+        sample_size=32, block_out_channels=(64, 128, 128), layers_per_block=2, attention_head_dim=32,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = diffusers.UNet2DModel(**settings)
+
+        def forward(self, x, label):
+            return self.net(x, label).sample
+
+    torch.manual_seed(0)
+    network = Network()
+    tensors = converter.select({name: w.numpy() for name, w in network.net.state_dict().items()}, settings)
+    model = converter.build(tensors, settings)
+    variables = jax.tree.map(jnp.asarray, convert.variables_of(model, "diffusers", tensors))
+    rng = np.random.default_rng(0)
+    x, label = rng.normal(size=(a.batch, 32, 32, 3)), rng.uniform(0, 999, a.batch)
+    measure(model, variables, network, x.astype(np.float32), label.astype(np.float32), a.repeats, torch)
+
+
 def main(argv: list[str]) -> int:
     a = configs.parse(Arguments, argv, prog="scripts/benchmark_models.py")
     if a.batch < 1 or a.repeats < 1:
@@ -157,7 +200,7 @@ def main(argv: list[str]) -> int:
         import torch
     except ImportError:
         configs.fail("this compares with PyTorch: pip install torch==2.13.0")
-    {"dit": dit}[a.what](a, torch)
+    {"dit": dit, "unet": unet}[a.what](a, torch)
     return 0
 
 

@@ -2,8 +2,8 @@
 
 XLA:CPU brings convolutions into its fast form only in the entry computation of a program. Inside `lax.scan` or
 `fori_loop` the gradients that JAX derives fall to a naive loop, 13 times slower for a small UNet. Here the derivative
-is stated in layouts whose transposes are again plain convolutions of the fast form. The values are the same; on
-GPU and TPU, where there is no such trap, JAX's own rule is used.
+is stated in layouts whose transposes are again plain convolutions of the fast form, and that of the kernel, where it
+can, in matrix products. The values are the same; on GPU and TPU, where there is no such trap, JAX's own rule is used.
 """
 
 import functools
@@ -42,17 +42,46 @@ def _conv_cpu(x, kernel, strides, padding):
 def _conv_cpu_jvp(strides, padding, primals, tangents):
     (x, kernel), (dx, dk) = primals, tangents
     run = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding)
-    space = tuple(range(1, x.ndim - 1))
-    last = x.ndim - 1
     terms = []
     if not isinstance(dx, SymbolicZero):
         terms.append(run(dx, jnp.swapaxes(kernel, -1, -2), dimension_numbers=_layout("N_C", "_OI", "N_C", x)))
     if not isinstance(dk, SymbolicZero):
-        dk = jnp.moveaxis(dk, -2, 0)  # (I, *widths, O)
-        out = run(x.transpose(last, *space, 0), dk, dimension_numbers=_layout("C_N", "I_O", "_NC", x))
-        terms.append(jnp.moveaxis(out, -2, 0))
+        same = all(w % 2 and p == (w // 2, w // 2) for p, w in zip(padding, kernel.shape[:-2], strict=True))
+        images = x.ndim == 4 and same and set(strides) == {1}
+        terms.append(_products(x, dk) if images else _by_conv(run, x, dk))
     y = _conv_cpu(x, kernel, strides, padding)
     return y, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(y)
+
+
+def _by_conv(run, x, dk):
+    """The convolution of x with dk in layouts whose transpose with respect to dk is one of the fast form."""
+    space, last = tuple(range(1, x.ndim - 1)), x.ndim - 1
+    dk = jnp.moveaxis(dk, -2, 0)  # (I, *widths, O)
+    out = run(x.transpose(last, *space, 0), dk, dimension_numbers=_layout("C_N", "I_O", "_NC", x))
+    return jnp.moveaxis(out, -2, 0)
+
+
+def _products(x, dk):
+    """The convolution of x (B, H, W, C) with dk (h, w, C, D), both odd widths, some images at a time.
+
+    The rows that a pixel sees lie side by side on the left (h C), the columns on the right (w D): one matrix product,
+    whose columns are then shifted and added. The transpose with respect to dk is one product of the same size, with
+    everything in the cache: two to three times as fast as XLA:CPU's convolution.
+    """
+    (B, H, W, C), (h, w, _, D) = x.shape, dk.shape
+    most = max(2**18 // (H * W * max(C, D)), 1)
+    count = max(n for n in range(1, B + 1) if B % n == 0 and n <= most)
+    matrix = dk.transpose(0, 2, 1, 3).reshape(h * C, w * D)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # rows are w times x: made again, not kept
+    def some(x, matrix):
+        x = jnp.pad(x, ((0, 0), (h // 2, h // 2), (0, 0), (0, 0)))
+        rows = jnp.concatenate([x[:, j : j + H] for j in range(h)], -1).reshape(-1, h * C)
+        columns = (rows @ matrix).reshape(count, H, W, w, D)
+        columns = jnp.pad(columns, ((0, 0), (0, 0), (w // 2, w // 2), (0, 0), (0, 0)))
+        return sum(columns[:, :, i : i + W, i] for i in range(w))
+
+    return lax.map(lambda x: some(x, matrix), x.reshape(B // count, count, H, W, C)).reshape(B, H, W, D)
 
 
 _conv_cpu.defjvp(_conv_cpu_jvp, symbolic_zeros=True)
@@ -84,8 +113,8 @@ class Conv(nn.Module):
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         if self.kernel == 1 and self.stride == 1:
-            flat = kernel.reshape(kernel.shape[-2:])  # a matrix product is XLA:CPU's fastest
-            out = lax.dot_general(x, flat, (((x.ndim - 1,), (0,)), ((), ())))
+            # a product of two matrices is XLA:CPU's fastest form, and its gradient's
+            out = (x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[-2:])).reshape(*x.shape[:-1], -1)
         else:
             pad = (self.kernel - 1) // 2
             ends = (pad, self.kernel - 1 - pad) if self.padding is None else self.padding
