@@ -98,6 +98,7 @@ def test_unit_variance_in_unit_variance_out():
     assert 0.5 < moment(out) < 1.5
 
 
+@pytest.mark.slow
 def test_the_function_does_not_see_the_size_of_its_weights(small):
     """Nor do gradients reach it: they are orthogonal to the weights of each output.  Section 2.3."""
     model, params, apply = small
@@ -130,6 +131,7 @@ def test_the_projection_normalises_and_does_nothing_twice(small):
     np.testing.assert_array_equal(once["params"]["gain"], 7)  # gains are free
 
 
+@pytest.mark.slow
 def test_training_with_forced_normalisation_and_the_uncertainty_head(small):
     """The EDM2 loss falls, the stored weights stay of unit size, and u tends to the log of the error."""
     model, params, _ = small
@@ -165,6 +167,7 @@ def test_rows_are_independent_and_label_and_class_matter(small):
     np.testing.assert_allclose(apply(params, X, LABEL, None), null, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_line_is_an_image_of_two_equal_rows():
     """One dimension and two agree where kernels of the image have the line's numbers in each row that it can see.
 
@@ -182,6 +185,7 @@ def test_a_line_is_an_image_of_two_equal_rows():
     np.testing.assert_allclose(out[:, 1], out[:, 0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_volume():
     """Three dimensions: rows of the batch are independent, and axes are alike where kernels are symmetric."""
     model = EDM2UNet(channels=8, multipliers=(1, 1), blocks=1, attention=(), head_channels=8, logvar_channels=0)
@@ -193,6 +197,7 @@ def test_a_volume():
     np.testing.assert_allclose(apply(even, x[::-1], label), out[::-1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_remat_and_bf16_are_the_same_network(small):
     _, params, apply = small
     out = apply(params, X, LABEL, COND)
@@ -209,6 +214,7 @@ def test_remat_and_bf16_are_the_same_network(small):
     assert 1e-5 < np.abs(half - out).max() / np.abs(out).max() < 0.1
 
 
+@pytest.mark.slow
 def test_dropout_needs_training(small):
     _, params, apply = small
     noisy = EDM2UNet(**SMALL, dropout=0.5)
@@ -236,6 +242,7 @@ def test_errors(small):
 # ---------------------------------------------------------------- published names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bare", [False, True])
 def test_names_there_and_back(bare, tmp_path):
     """To the published names and back: the same module, found from names and shapes alone, and the same numbers."""

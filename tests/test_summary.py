@@ -127,12 +127,14 @@ def test_dilations():
     assert field.size == (receptive_field_of([3], dilations=[4]),) * 2 and (field.influence > 0).sum() == 9
 
 
+@pytest.mark.slow
 def test_attention_and_norms_over_positions_see_everything():
     assert receptive_field(Wrapped(SelfAttention()), (1, 12, 10, 8)).size == (12, 10)
     unet = UNet(channels=8, multipliers=(1,), blocks=1, attention=())
     assert receptive_field(unet, (1, 32, 20, 1)).size == (32, 20)  # by its group norms
 
 
+@pytest.mark.slow
 def test_a_network_without_norms_of_positions_sees_what_its_convolutions_do():
     """EDM2 at one level: in, an encoder block, the middle's second (the first attends), two decoder blocks, out."""
     model = EDM2UNet(channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8)
@@ -145,6 +147,7 @@ def test_a_network_without_norms_of_positions_sees_what_its_convolutions_do():
     assert receptive_field(model, (1, 30, 30, 1), variables).size == (expected, expected)
 
 
+@pytest.mark.slow
 def test_a_fresh_network_that_returns_zero_sees_nothing_yet():
     model = create_model("unet_digits")
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), None)

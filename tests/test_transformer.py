@@ -387,6 +387,7 @@ def test_text_encoder_does_not_see_padding_but_order():
         apply(encoder, variables, np.zeros((1, 3)))
 
 
+@pytest.mark.slow
 def test_sampling_from_a_prompt_with_guidance():
     """Embedded prompts are the `cond` of a denoiser; None is the unconditional one, and a weight of 0 is that."""
     encoder, model = TextEncoder(width=8, depth=1, heads=2, length=8), DiT(**TINY, context=8)
