@@ -51,7 +51,8 @@ def resize(x: jax.Array, sizes: Sequence[int], method: str = "bilinear") -> jax.
     """x (B, *sizes, C) at other sizes; method: nearest, bilinear or bicubic, as `jax.image.resize` has them."""
     if len(sizes) != x.ndim - 2:
         raise ValueError(f"resize: {len(sizes)} sizes for x {x.shape}, which has {x.ndim - 2} dimensions")
-    return jax.image.resize(x, (x.shape[0], *sizes, x.shape[-1]), method).astype(x.dtype)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.image.resize(wide, (x.shape[0], *sizes, x.shape[-1]), method).astype(x.dtype)
 
 
 def pixel_shuffle(x: jax.Array, factor: int = 2) -> jax.Array:

@@ -15,7 +15,7 @@ from jdiff.models.conv import Conv
 from jdiff.models.embed import ClassEmbedding, NoiseEmbedding, check_unconditional
 from jdiff.models.inits import scaled_init
 from jdiff.models.norms import AdaptiveGroupNorm, GroupNorm
-from jdiff.models.registry import register_model
+from jdiff.models.registry import register_model, register_tag
 from jdiff.models.resample import downsample, upsample
 
 
@@ -341,3 +341,48 @@ ADM = dict(
     head_channels=64, resample="block", middle_attention=True, min_group_width=1, label_scale=1.0, wave_multiplier=1,
     kernel_init="torch",
 )  # fmt: skip
+
+
+@register_model
+def edm_cifar10(**overrides):
+    """EDM's networks for CIFAR-10: DDPM++ with augmentation labels, 55.7M parameters; its tags are NVIDIA's weights."""
+    return ddpmpp_cifar10(**dict(augment_dim=9) | overrides)
+
+
+def _tags() -> None:
+    """Published weights, as data: nothing here downloads."""
+    edm = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-"
+    trained = dict(
+        license="CC BY-NC-SA 4.0", architecture="edm", target="EDM", conditioning="EDM", sigma_data=0.5
+    )  # fmt: skip
+    for kind, classes in {"cond": 10, "uncond": 0}.items():
+        for process, (overrides, parameters) in {"vp": ({}, 55_732_739), "ve": (NCSNPP, 56_395_523)}.items():
+            waves = 256 if process == "ve" else 128
+            register_tag(
+                "edm_cifar10", f"{kind}_{process}", overrides | dict(num_classes=classes),
+                url=f"{edm}cifar10-32x32-{kind}-{process}.pkl", shape=(32, 32, 3),
+                parameters=parameters + 9 * waves + bool(classes) * (classes + 1) * waves, **trained,
+            )  # fmt: skip
+    register_tag(
+        "adm_imagenet64", "edm_cond", dict(min_group_width=4), url=f"{edm}imagenet-64x64-cond-adm.pkl",
+        shape=(64, 64, 3), parameters=295_900_035, **trained,
+    )  # fmt: skip
+    register_tag(
+        "adm_imagenet64", "openai", dict(null_class=False, out_multiplier=2),
+        url="https://openaipublic.blob.core.windows.net/diffusion/jul-2021/64x64_diffusion.pt", license="MIT",
+        shape=(64, 64, 3), parameters=295_904_454, architecture="adm", target="Eps", conditioning="Index(1000)",
+        learned_variance=True, settings=dict(use_new_attention_order=True),
+    )  # fmt: skip
+    google = dict(license="Apache-2.0", architecture="diffusers", target="Eps", conditioning="Index(1000)")
+    register_tag(
+        "ddpm_cifar10", "google", url="https://huggingface.co/google/ddpm-cifar10-32", shape=(32, 32, 3),
+        parameters=35_746_307, **google,
+    )  # fmt: skip
+    for data in ("celebahq", "bedroom", "church", "cat"):
+        register_tag(
+            "ddpm_256", f"google_{data}", url=f"https://huggingface.co/google/ddpm-{data}-256", shape=(256, 256, 3),
+            parameters=113_673_219, **google,
+        )  # fmt: skip
+
+
+_tags()

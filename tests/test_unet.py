@@ -1,0 +1,254 @@
+"""The UNets from one core: published sizes, resampling, norms, dimensions, and what their settings mean."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jdiff
+from jdiff.models import UNet, conv, resample
+from jdiff.models.norms import GroupNorm
+from jdiff.models.unet import ADM, DDPM, NCSNPP, SONG, InSigma
+
+TINY = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(1,))
+KINDS = {
+    "ddpm": DDPM | TINY,
+    "ddpm++": SONG | TINY | dict(num_classes=3, augment_dim=2),
+    "ncsn++": SONG | NCSNPP | TINY,
+    "skips": SONG | NCSNPP | TINY | dict(pyramid_in="skip", pyramid_out="skip"),
+    "adm": ADM | TINY | dict(head_channels=4, num_classes=3, null_class=False, out_multiplier=2),
+}
+
+
+def count(module, size, channels=3):
+    x, label = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    cond = jax.ShapeDtypeStruct((1,), jnp.int32) if module.num_classes else None
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, label, cond)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize(
+    "name,size,overrides,parameters",
+    [
+        ("ddpm_cifar10", 32, {}, 35_746_307),  # google/ddpm-cifar10-32
+        ("ddpm_256", 256, {}, 113_673_219),  # google/ddpm-celebahq-256
+        ("ddpmpp_cifar10", 32, {}, 55_732_739),  # EDM's SongUNet
+        ("ncsnpp_cifar10", 32, {}, 56_395_523 + 128),  # EDM's, whose frequencies are a buffer
+        ("adm_imagenet64", 64, dict(null_class=False), 295_899_267),  # EDM's DhariwalUNet
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, size, overrides, parameters):
+    assert count(jdiff.create_model(name, **overrides), size) == parameters
+
+
+# ---------------------------------------------------------------- resampling
+
+
+@pytest.mark.parametrize("filter", [(1, 1), (1, 3, 3, 1), (1, 2, 3, 3, 2, 1)])
+@pytest.mark.parametrize("shape", [(2, 6, 3), (2, 4, 6, 3), (1, 4, 2, 6, 2)])
+def test_up_is_the_transpose_of_down(shape, filter):
+    """<down(x), y> 2^d = <x, up(y)>, and constants stay in the middle."""
+    dims = len(shape) - 2
+    x = jax.random.normal(jax.random.key(0), shape)
+    y = jax.random.normal(jax.random.key(1), (shape[0], *(n // 2 for n in shape[1:-1]), shape[-1]))
+    a, b = jnp.vdot(resample.downsample(x, filter), y) * 2**dims, jnp.vdot(x, resample.upsample(y, filter))
+    np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4)
+    ones = jnp.ones((1, 16, 1))
+    for f in (resample.downsample, resample.upsample):
+        np.testing.assert_allclose(f(ones, filter)[0, 3:-3], 1, atol=1e-6)
+
+
+def test_the_shortest_filter_is_the_mean_and_the_nearest():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+    mean = nn.avg_pool(x, (2, 2), (2, 2))
+    np.testing.assert_allclose(resample.downsample(x), mean, atol=1e-6)
+    np.testing.assert_array_equal(resample.upsample(x), jnp.repeat(jnp.repeat(x, 2, 1), 2, 2))
+
+
+def test_filters_are_convolutions():
+    """Against a depthwise convolution with the outer product of the filter."""
+    f = np.array([1, 3, 3, 1]) / 8
+    x = jax.random.normal(jax.random.key(0), (2, 8, 6, 3))
+    kernel = jnp.asarray(np.broadcast_to(np.outer(f, f)[:, :, None, None], (4, 4, 1, 3)), jnp.float32)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    down = lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), None, None, numbers, 3)
+    up = lax.conv_general_dilated(x, 4 * kernel, (1, 1), ((2, 2), (2, 2)), (2, 2), None, numbers, 3)
+    np.testing.assert_allclose(resample.downsample(x, (1, 3, 3, 1)), down, atol=1e-6)
+    np.testing.assert_allclose(resample.upsample(x, (1, 3, 3, 1)), up, atol=1e-6)
+
+
+def test_pixels_are_shuffled_there_and_back():
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    y = resample.pixel_unshuffle(x)
+    assert y.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(resample.pixel_shuffle(y), x)
+    np.testing.assert_array_equal(y[0, 0, 0, :4], [0, 3, 18, 21])  # the four neighbours of the first channel
+    for bad, text in ((lambda: resample.pixel_shuffle(x), "3 channels"), (lambda: resample.resize(x, (2,)), "1 sizes")):
+        with pytest.raises(ValueError, match=text):
+            bad()
+    with pytest.raises(ValueError, match="even number of taps"):
+        resample.downsample(x, (1, 2, 1))
+
+
+@pytest.mark.parametrize("method", ["nearest", "bilinear", "bicubic"])
+def test_resizing_keeps_constants_and_the_dtype(method):
+    x = jnp.full((1, 4, 4, 2), 0.5, jnp.bfloat16)
+    y = resample.resize(x, (8, 6), method)
+    assert y.shape == (1, 8, 6, 2) and y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), 0.5)
+
+
+def test_transposed_convolution_is_the_transpose():
+    module, y = resample.ConvTranspose(3), jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    params = module.init(jax.random.key(1), y)
+    up = module.apply(params, y)
+    assert up.shape == (2, 6, 8, 3)
+    x = jax.random.normal(jax.random.key(2), up.shape)
+    flipped = jnp.flip(params["params"]["kernel"], (0, 1)).transpose(0, 1, 3, 2)
+    down = lax.conv_general_dilated(x, flipped, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(jnp.vdot(up, x), jnp.vdot(y, down), rtol=1e-4)
+
+
+# ---------------------------------------------------------------- convolutions and norms
+
+
+@pytest.mark.parametrize("sizes", [(7,), (5, 6), (3, 4, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_of_any_dimension_have_jaxs_derivatives(sizes, stride):
+    dims = len(sizes)
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, dx = (jax.random.normal(k, (4, *sizes, 3)) for k in keys[:2])
+    k, dk = (jax.random.normal(k, (*(3,) * dims, 3, 2)) for k in keys[2:])
+    space = "DHW"[3 - dims :]
+    numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
+    ours = lambda x, k: conv(x, k, (stride,) * dims, ((1, 1),) * dims)  # noqa: E731
+    plain = lambda x, k: lax.conv_general_dilated(  # noqa: E731
+        x, k, (stride,) * dims, ((1, 1),) * dims, dimension_numbers=numbers
+    )
+    for f in (
+        lambda f: jax.jvp(f, (x, k), (dx, dk)),
+        lambda f: jax.grad(lambda x, k: jnp.sum(jnp.sin(f(x, k))), (0, 1))(x, k),
+        lambda f: lax.scan(lambda c, k: (c, jax.grad(lambda k: jnp.sum(f(c, k) ** 2))(k)), x, k[None])[1],
+    ):
+        for a, b in zip(jax.tree.leaves(f(ours)), jax.tree.leaves(f(plain)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+
+
+def test_group_norm_is_flaxs():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (3, 4, 5, 12))
+    reference = nn.GroupNorm(num_groups=3, epsilon=1e-5, use_fast_variance=False)
+    params = jax.tree.map(
+        lambda p: p + jax.random.normal(jax.random.key(1), p.shape), reference.init(jax.random.key(0), x)
+    )
+    ours = GroupNorm(groups=32, min_width=4)  # 12 channels: three groups of four
+    np.testing.assert_allclose(ours.apply(params, x), reference.apply(params, x), atol=2e-5)
+    scale, shift = jax.random.normal(jax.random.key(2), (2, 3, 12))
+    want = reference.apply(params, x) * (1 + scale[:, None, None]) + shift[:, None, None]
+    np.testing.assert_allclose(ours.apply(params, x, (scale, shift)), want, atol=5e-5)
+    # far from zero nothing cancels
+    far = ours.apply(ours.init(jax.random.key(0), x), x + 1e3)
+    np.testing.assert_allclose(far.reshape(3, -1, 3, 4).var((1, 3)), 1, atol=1e-2)
+
+
+# ---------------------------------------------------------------- the networks
+
+
+def inputs(module, sizes=(4, 8), batch=2):
+    keys = jax.random.split(jax.random.key(0), 2)
+    cond = jnp.arange(batch) % module.num_classes if module.num_classes else None
+    return jax.random.normal(keys[0], (batch, *sizes, 3)), jax.random.uniform(keys[1], (batch,)), cond
+
+
+def filled(module, *args):
+    """Variables with nothing left at its start."""
+    variables = jax.jit(module.init)(jax.random.key(1), *args)
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    return tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["skips", "adm"])
+def test_remat_changes_nothing_and_bf16_little(name):
+    module = UNet(**KINDS[name])
+    x, label, cond = inputs(module)
+    variables = filled(module, x, label, cond)
+
+    def f(module):
+        def loss(v):
+            y = module.apply(v, x, label, cond)
+            return jnp.mean(y**2), y
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
+
+    ((_, plain), grads), ((_, again), grads_again) = f(module), f(module.copy(remat=True))
+    np.testing.assert_allclose(plain, again, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), grads, grads_again)
+    half = module.copy(dtype=jnp.bfloat16).apply(variables, x, label, cond)
+    assert half.dtype == jnp.float32 and jnp.abs(half - plain).max() < 0.1 * jnp.abs(plain).max()
+    assert plain.shape == (*x.shape[:-1], 3 * module.out_multiplier)
+    frequencies = grads["params"]["noise"].get("fourier")
+    assert frequencies is None or jnp.all(frequencies["frequencies"] == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddpm", "ddpm++", "adm"])
+def test_a_line_is_an_image_of_one_row_and_a_volume_of_one_plane(name):
+    """Networks in 1, 2 and 3 dimensions: constant along the new axis, with kernels that sum to the old ones."""
+    module = UNet(**KINDS[name] | dict(multipliers=(1,), attention=(0,), num_classes=0))
+    x, label, _ = inputs(module, (6,))
+    variables = filled(module, x, label, None)
+
+    def thicken(path, p):  # a kernel in the plane that only looks along the line
+        if path[-1].key != "kernel" or p.ndim != 3:
+            return p
+        width = p.shape[0]
+        return jnp.zeros((width, *p.shape)).at[width // 2].set(p)
+
+    flat = module.apply(variables, x, label)
+    image = module.apply(jax.tree_util.tree_map_with_path(thicken, variables), x[:, None], label)
+    np.testing.assert_allclose(image[:, 0], flat, atol=2e-5)
+
+
+def test_augmentation_labels_matter_and_none_is_zero():
+    module = UNet(**KINDS["ddpm++"])
+    x, label, cond = inputs(module)
+    variables = filled(module, x, label, cond)
+    apply = jax.jit(lambda augment: module.apply(variables, x, label, cond, augment=augment))
+    np.testing.assert_allclose(apply(None), apply(jnp.zeros((2, 2))), atol=1e-6)
+    assert jnp.abs(apply(None) - apply(jnp.ones((2, 2)))).max() > 1e-3
+
+
+def test_networks_without_a_null_class_need_labels():
+    module = UNet(**KINDS["adm"])
+    x, label, _ = inputs(module)
+    with pytest.raises(ValueError, match="3 classes and none for no class"):
+        module.init(jax.random.key(0), x, label, None)
+
+
+def test_in_sigma():
+    """net(2x - 1, log sigma) / sigma, and the score it gives is that of the data."""
+
+    class Probe(nn.Module):
+        @nn.compact
+        def __call__(self, x, label, cond, train, augment):
+            return x * jnp.exp(label)[:, None, None, None] ** 2
+
+    x, sigma = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.array([0.5, 20.0])
+    got = InSigma(Probe(), centered=False).apply({}, x, sigma)
+    np.testing.assert_allclose(got, (2 * x - 1) * sigma[:, None, None, None], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change,text",
+    [
+        (dict(pyramid_in="sum"), "pyramid_in is one of '', 'skip', 'residual', got 'sum'"),
+        (dict(class_at="here"), "class_at is one of"),
+        (dict(kernel_init="orthogonal"), "unknown initialisation 'orthogonal'"),
+    ],
+)
+def test_settings_are_checked(change, text):
+    with pytest.raises(ValueError, match=text):
+        jax.eval_shape(UNet(**TINY | change).init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)), jnp.zeros(1))
