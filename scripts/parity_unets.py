@@ -13,8 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import jdiff
 from jdiff import config as configs
 from jdiff import convert
+from jdiff.convert import score_sde
 
 SONG = dict(model_channels=32, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[8], dropout=0.1)
 NCSNPP = dict(embedding_type="fourier", channel_mult_noise=2, encoder_type="residual", resample_filter=[1, 3, 3, 1])
@@ -86,6 +88,8 @@ def main(argv: list[str]) -> int:
             for error in compare(torch, argv[0], net, call, size, label, classes, settings, precision)
         ]
         print(f"{title:34s} " + " ".join(f"{e:9.1e}" for e in errors), flush=True)
+    if argv[0] == "score_sde":
+        print("images of 12 DDIM steps from the same noise: " + ", ".join(score_sde_images(torch)))
     return 0
 
 
@@ -190,6 +194,44 @@ def score_sde_cases(torch):
         fourier = settings["embedding_type"] == "fourier"
         ours = {"filter": (1, 3, 3, 1)} if settings["fir"] and not fourier else {}
         yield title, make, (size, size), [0.05, 1.0, 20.0] if fourier else [3, 250, 7], 0, ours
+
+
+def score_sde_images(torch):
+    """Their score functions, labels and marginals in a loop of DDIM, beside `jdiff.sample` with our conditionings."""
+    import sde_lib
+    from models import utils
+
+    rng, steps = np.random.default_rng(0), np.linspace(1, 0.02, 12)
+    kinds = {
+        "VP": (sde_lib.VPSDE(), jdiff.VP(), jdiff.targets.Eps(), jdiff.conditioning.Continuous(999.0)),
+        "VE": (sde_lib.VESDE(), jdiff.VE(), jdiff.targets.Score(), jdiff.conditioning.Sigma()),
+    }
+    for (name, (sde, schedule, target, conditioning)), case in zip(kinds.items(), (2, 4), strict=True):
+        _, make, size, *_ = list(score_sde_cases(torch))[case]
+        torch.manual_seed(0)
+        net, _ = make()
+        for p in net.parameters():
+            if p.requires_grad:
+                torch.nn.init.normal_(p, std=0.5 * max(p[0].numel(), 1) ** -0.5 if p.ndim > 1 else 0.1)
+        net.eval()
+        score = utils.get_score_fn(sde, net, train=False, continuous=True)
+        noise = rng.normal(size=(2, *size, 3)).astype(np.float32) * (50 if name == "VE" else 1)
+        x, x0, eps = torch.tensor(noise.transpose(0, 3, 1, 2)), None, None
+        with torch.no_grad():
+            for t in steps:
+                mean, std = sde.marginal_prob(torch.ones_like(x), torch.full((2,), float(t)))
+                alpha, sigma = float(mean.flatten()[0]), float(std[0])
+                if x0 is not None:
+                    x = alpha * x0 + sigma * eps
+                eps = -sigma * score(x, torch.full((2,), float(t)))
+                x0 = (x - sigma * eps) / alpha
+        tensors = score_sde.select({k: v.numpy() for k, v in net.state_dict().items()}, {})
+        module = score_sde.build(tensors, {})
+        variables = convert.variables_of(module, "score_sde", tensors)
+        denoise = jdiff.denoiser(module.apply, variables, schedule, target, conditioning=conditioning)
+        ours = jax.jit(jdiff.sample)(jdiff.solvers.DDIM(), denoise, schedule, noise, jax.numpy.asarray(steps))
+        theirs = x0.numpy().transpose(0, 2, 3, 1)
+        yield f"{name} {np.abs(ours - theirs).max() / np.abs(theirs).max():.1e}"
 
 
 def resample(torch, x, kernel, up=1, down=1, pad=(0, 0)):
