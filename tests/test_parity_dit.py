@@ -100,9 +100,9 @@ def test_dit(name, x64):
         ours, back = jax.vjp(run, jnp.asarray(x))
         tol = 1e-10 if x64 else 1e-5
         np.testing.assert_allclose(np.asarray(ours), theirs.detach().numpy(), rtol=0, atol=tol)
-        np.testing.assert_allclose(
-            np.asarray(back(jnp.asarray(projection))[0]), y.grad.movedim(1, 3).numpy(), rtol=0, atol=tol
-        )
+        grad = y.grad.movedim(1, 3).numpy()
+        ours = np.asarray(back(jnp.asarray(projection))[0])
+        np.testing.assert_allclose(ours, grad, rtol=0, atol=tol * max(np.abs(grad).max(), 1))
 
 
 class Features(torch.nn.Module):
