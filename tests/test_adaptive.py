@@ -11,6 +11,8 @@ from helpers import MORE_SCHEDULES, SCHEDULES, Diagonal, mixture
 
 import jdiff
 
+pytestmark = pytest.mark.slow  # many programs to compile
+
 GAUSSIAN = jdiff.oracle.Gaussian(jnp.full(2, 0.3), 0.4 * jnp.eye(2))  # what Diagonal denoises
 
 

@@ -71,6 +71,7 @@ def test_normalize_has_unit_size_and_a_derivative_at_zero():
 # ---------------------------------------------------------------- the network
 
 
+@pytest.mark.slow
 def test_a_fresh_network_returns_zero(small):
     model, params, apply = small
     fresh = jax.eval_shape(model.init, jax.random.key(0), X, LABEL, COND)
@@ -81,6 +82,7 @@ def test_a_fresh_network_returns_zero(small):
     assert logvar.shape == (4,) and np.abs(logvar).max() > 0
 
 
+@pytest.mark.slow
 def test_unit_variance_in_unit_variance_out():
     """With the last gain at 1, and the others 0 as at the start; and at every noise level alike."""
     model = EDM2UNet(channels=32, multipliers=(1, 2), blocks=1, attention=(1,), head_channels=16)
@@ -155,6 +157,7 @@ def test_training_with_forced_normalisation_and_the_uncertainty_head(small):
     np.testing.assert_array_equal(frequencies, params["params"]["fourier"]["frequencies"])
 
 
+@pytest.mark.slow
 def test_rows_are_independent_and_label_and_class_matter(small):
     _, params, apply = small
     whole = apply(params, X, LABEL, COND)

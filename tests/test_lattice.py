@@ -127,6 +127,7 @@ def test_same(reference, other):
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_corrector_may_be_of_higher_order_than_its_predictor():
     """SASolver(1, corrector=2) corrects with the new prediction and two old ones, not with one."""
     schedule = jdiff.VP()

@@ -114,6 +114,7 @@ def test_attention_is_equivariant_to_the_order_of_pixels():
     np.testing.assert_allclose(attention.apply(params, shuffle(x)), shuffle(attention.apply(params, x)), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bf16_computes_in_bf16_and_keeps_float32_parameters(small):
     _, params, x, label, cond, apply = small
     model = UNet(**SMALL, dtype=jnp.bfloat16)

@@ -39,6 +39,7 @@ def test_neighbours_and_components_are_independent():
     np.testing.assert_allclose(np.corrcoef(z), np.eye(4), atol=0.03)
 
 
+@pytest.mark.slow
 def test_increments_add_up():
     """The coarse increments are sums of the fine ones, down to the rounding of W itself."""
     fine = jnp.linspace(1.0, 0.0, 161)
@@ -100,6 +101,7 @@ def test_one_path_at_every_step_count(name, solver):
     assert ends["key"][2] > 0.75 * ends["key"][0]
 
 
+@pytest.mark.slow
 def test_sample_i_depends_on_its_key_alone():
     schedule = jdiff.VP()
     denoise, times = Diagonal(schedule), grid.log_snr(schedule, 6)
@@ -131,6 +133,7 @@ def test_one_program_for_all_keys_and_no_callback():
     np.testing.assert_allclose(many[1], one, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_treat_noise_as_drawn():
     """With respect to times, the normalised increments are constants: as with a key."""
     schedule = jdiff.Flow()

@@ -12,6 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jdiff
 from jdiff import grid, solvers
 
+pytestmark = pytest.mark.slow  # many programs to compile
+
 SOLVERS = {"ddim": solvers.DDIM(0.0), "ddpm": solvers.DDPM(), "heun": solvers.Heun()}
 parallel = jax.jit(jdiff.sample_parallel, static_argnames=("window", "max_sweeps", "sharding"))
 

@@ -56,6 +56,7 @@ def test_stride_and_stem():
     assert np.abs(features((4, 4)) - features((0, 0))).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_it_learns_a_class_and_trains_on_eight_devices_as_on_one(tiny):
     """With jdiff.train, the running statistics as `extra`; eight devices by shard_map over the axis of the norms."""
     _, variables = tiny

@@ -50,7 +50,9 @@ def test_different_samples_get_different_noise():
     assert np.abs(out[1] - out[2]).max() > 1e-2
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    "solver", [pytest.param(s, marks=() if s in ("ddim", "heun") else pytest.mark.slow) for s in SOLVERS]
+)
 def test_traced_n_equals_the_short_grid(solver):
     """n of a padded grid gives what the grid of n gives, path and all, in one program."""
     schedule, solver = jdiff.EDM(), SOLVERS[solver]

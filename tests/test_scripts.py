@@ -203,6 +203,7 @@ def test_bad_sampling_input(place):
     bad(script("sample", run, "--stepz", 3), "--stepz")
 
 
+@pytest.mark.slow
 def test_damaged_and_foreign_checkpoints(place):
     import shutil
 

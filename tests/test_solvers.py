@@ -299,6 +299,7 @@ def test_heun_from_pure_noise_on_flow_is_heun_in_t():
         np.testing.assert_allclose(path[0], expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule", [pytest.param(s, marks=() if s == "zero_snr" else pytest.mark.slow) for s in MORE_SCHEDULES]
 )
@@ -324,6 +325,7 @@ def test_starts_and_ends_anywhere(schedule):
         np.testing.assert_allclose(out.var(), variance, atol=0.06, err_msg=name)  # DDPM on sub-VP lacks 9% at 120 steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["vp", pytest.param("edm", marks=pytest.mark.slow)])
 def test_inversion(schedule):
     """Up and down again comes back at the solver's order, and up agrees with the exact map."""

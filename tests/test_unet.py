@@ -213,7 +213,7 @@ def test_a_line_is_an_image_of_one_row_and_a_volume_of_one_plane(name):
 
 
 def test_augmentation_labels_matter_and_none_is_zero():
-    module = UNet(**KINDS["ddpm++"])
+    module = UNet(**KINDS["ddpm++"] | dict(multipliers=(1,), attention=()))
     x, label, cond = inputs(module)
     variables = filled(module, x, label, cond)
     apply = jax.jit(lambda augment: module.apply(variables, x, label, cond, augment=augment))
