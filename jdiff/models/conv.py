@@ -73,7 +73,7 @@ def _products(x, dk):
     count = max(n for n in range(1, B + 1) if B % n == 0 and n <= most)
     matrix = dk.transpose(0, 2, 1, 3).reshape(h * C, w * D)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # rows are w times x: made again, not kept
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # rows are h times x: made again, not kept
     def some(x, matrix):
         x = jnp.pad(x, ((0, 0), (h // 2, h // 2), (0, 0), (0, 0)))
         rows = jnp.concatenate([x[:, j : j + H] for j in range(h)], -1).reshape(-1, h * C)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff.models.embed import ClassEmbedding, check_unconditional
+from jdiff.models.norms import standardize
 from jdiff.models.registry import register_model
 from jdiff.models.transformer import (
     Attention,
@@ -23,7 +24,6 @@ from jdiff.models.transformer import (
     rotary_angles,
     settle,
     sincos_positions,
-    standardize,
     xavier,
     zeros,
 )
@@ -42,7 +42,7 @@ def label_features(label: jax.Array, features: int = 256) -> jax.Array:
 
 def modulate(x, shift, scale):
     """The norm of x, (B, L, D), times 1 + scale, plus shift, both (B, 1, D)."""
-    return standardize(x) * (1 + scale) + shift
+    return standardize(x, (-1,), 1e-6) * (1 + scale) + shift
 
 
 class DiTBlock(nn.Module):
@@ -66,7 +66,7 @@ class DiTBlock(nn.Module):
         x = settle(x + gate_0 * attention(modulate(x, shift_0, scale_0), angles=angles), x)
         if context is not None:
             cross = Attention(self.heads, self.qk_norm, out_init=zeros, dtype=self.dtype, name="cross")
-            x = settle(x + cross(standardize(x), context, mask), x)
+            x = settle(x + cross(standardize(x, (-1,), 1e-6), context, mask), x)
         feed = FeedForward(self.ratio, dtype=self.dtype, name="feed")
         return settle(x + gate_1 * feed(modulate(x, shift_1, scale_1)), x)
 

@@ -180,8 +180,7 @@ def standardize(x, axes, epsilon: float):
 
 def modulate(y, scale, shift):
     """y (1 + scale) + shift for y (B, ..., C) with scale and shift (B, C)."""
-    shape = (scale.shape[0], *(1,) * (y.ndim - 2), scale.shape[-1])
-    return y * (1 + scale.reshape(shape)) + shift.reshape(shape)
+    return y * (1 + _spread(scale, y)) + _spread(shift, y)
 
 
 def _affine(module, y, bias: bool):

@@ -156,13 +156,6 @@ class Block(nn.Module):
         return x
 
 
-def standardize(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-    """Layer norm without parameters, over the last axis: (x - mean) / std, in float32 at least."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    x = x - x.mean(-1, keepdims=True)
-    return x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + epsilon)
-
-
 class Patches(nn.Module):
     """Patches of `patch` x `patch` pixels through one dense layer: (B, H, W, C) -> (B, HW/patch², features)."""
 
