@@ -173,6 +173,11 @@ def split(key, n: int = 2) -> list:
     return [fold(key, i) for i in range(n)]
 
 
+def joint(key) -> Array:
+    """One plain key for what a network draws for a whole batch, as dropout: of a BatchKey, another for each slice."""
+    return fold(as_key(key.key), key.start) if isinstance(key, BatchKey) else as_key(key)
+
+
 def each(key, n: int) -> Array:
     """One key per row, (n,): row i has `fold_in(key, global index of i)`, or its own if `key` is (n,) already."""
     if not isinstance(key, BatchKey):

@@ -5,6 +5,7 @@ a CRC-32 of each array as well: Orbax notices a file that is cut or gone, but no
 """
 
 import contextlib
+import errno
 import json
 import logging
 import time
@@ -39,29 +40,89 @@ def steps(directory) -> list[int]:
     return sorted(int(p.name) for p in directory.iterdir() if p.is_dir() and p.name.isdigit())
 
 
-def save(directory, state: TrainState, keep: int | None = 3) -> int:
+def save(
+    directory, state: TrainState, keep: int | None = 3, *, keep_every: int | None = None, note: dict | None = None
+) -> int:
     """Write the state under its own step, drop all but the newest `keep` up to it (None: none), return the step.
 
-    A pmapped state is saved as one copy. A checkpoint of the same step is left as it is: the step is a function of
-    nothing else; those of later steps are not touched (see `set_aside`). Under several processes all of them call this.
-    Raises ValueError unless keep >= 1, and OSError where the directory cannot be written; earlier checkpoints stay.
+    Steps that are multiples of `keep_every` stay. A pmapped state is saved as one copy. A checkpoint of the same step
+    is left as it is: the step is a function of nothing else; those of later steps are not touched (see `set_aside`).
+    `note`: what else belongs to it, as JSON can hold it (see `read_note`). Under several processes all of them call
+    this. Raises ValueError unless keep and keep_every >= 1, and OSError where the directory cannot be written; earlier
+    checkpoints stay.
     """
-    import orbax.checkpoint as ocp
+    with Writer(directory, keep, keep_every) as writer:
+        return writer.save(state, note)
 
-    if keep is not None and keep < 1:
-        raise ValueError(f"keep is a number of checkpoints, at least 1, or None for all; got {keep}")
-    if jnp.ndim(state.step):
-        state = unstack(state)
-    step = int(state.step)
-    items = {name: jax.tree.map(_host, getattr(state, name)) for name in ITEMS if jax.tree.leaves(getattr(state, name))}
-    with _manager(directory, cleanup=True) as manager:
-        if step not in manager.all_steps():
-            # force: Orbax drops without a word what is older than its newest checkpoint
-            args = ocp.args.Composite(**{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()})
-            manager.save(step, args=args, force=True, custom_metadata=dict(items=list(items), crc32=_checksums(items)))
-        for old in sorted(s for s in manager.all_steps() if s <= step)[: -keep if keep else 0]:
-            manager.delete(old)
-    return step
+
+class Writer:
+    """Writes checkpoints as `save` does, but in the background: `save` returns as soon as the state is on the host.
+
+    Use it in a `with`: leaving it waits for the last one. At most one is being written; what is older than the kept
+    ones goes only when a newer one is complete.
+    """
+
+    def __init__(self, directory, keep: int | None = 3, keep_every: int | None = None):
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep is a number of checkpoints, at least 1, or None for all; got {keep}")
+        if keep_every is not None and keep_every < 1:
+            raise ValueError(f"keep_every is a number of steps, at least 1, or None; got {keep_every}")
+        self._directory, self._keep, self._keep_every = Path(directory), keep, keep_every
+        self._manager, self._step = None, None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def save(self, state: TrainState, note: dict | None = None) -> int:
+        """Begin to write the state, once the one before is complete; its step. Raises OSError if that one failed."""
+        import orbax.checkpoint as ocp
+
+        if jnp.ndim(state.step):
+            state = unstack(state)
+        step = int(state.step)
+        items = {name: jax.tree.map(_host, getattr(state, name)) for name in ITEMS}
+        items = {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+        self.wait()
+        with _quiet(), _writing(self._directory, step):
+            if self._manager is None:
+                self._manager = _open(self._directory, write=True)
+            if step not in self._manager.all_steps():
+                about = dict(items=list(items), crc32=_checksums(items), note=note or {})
+                # force: Orbax drops without a word what is older than its newest checkpoint
+                args = ocp.args.Composite(**{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()})
+                self._manager.save(step, args=args, force=True, custom_metadata=about)
+            self._step = step
+        return step
+
+    def wait(self) -> None:
+        """Wait until the checkpoint being written is complete. Raises OSError if it could not be written."""
+        if self._step is None:
+            return
+        step, self._step = self._step, None
+        with _quiet(), _writing(self._directory, step):
+            self._manager.wait_until_finished()
+            found = sorted(s for s in self._manager.all_steps() if s <= step)
+            for old in found[: -self._keep if self._keep else 0]:
+                if not self._keep_every or old % self._keep_every:
+                    self._manager.delete(old)
+
+    def close(self) -> None:
+        """Wait as `wait` does, and let go of the directory."""
+        try:
+            self.wait()
+        finally:
+            if self._manager is not None:
+                manager, self._manager = self._manager, None
+                with _quiet(), _writing(self._directory, None):
+                    manager.close()
+
+
+def read_note(directory, step: int) -> dict:
+    """What `save` was given as `note` with the checkpoint of this step; {} where there is none."""
+    return _about(Path(directory), step).get("note", {})
 
 
 def restore(directory, like: TrainState, step: int | None = None) -> TrainState:
@@ -149,7 +210,7 @@ def _read(manager, step: int, like: dict) -> dict:
     }
     restored = manager.restore(step, args=ocp.args.Composite(**arguments))
     items = {name: restored[name] for name in like}
-    sums = _note(manager, step).get("crc32", {})
+    sums = _about(manager.directory, step).get("crc32", {})
     for path, found in _checksums(items).items():
         if sums.get(path, found) != found:
             raise ValueError(f"{path} does not match its checksum")
@@ -199,9 +260,9 @@ def _checksums(items: dict) -> dict[str, int]:
     return {path: zlib.crc32(leaf.tobytes()) for path, leaf in _leaves(items) if isinstance(leaf, np.ndarray)}
 
 
-def _note(manager, step: int) -> dict:
-    """The items and checksums that `save` noted; empty where the note is lost, which harms nothing but the check."""
-    path = Path(manager.directory) / str(step) / "_CHECKPOINT_METADATA"
+def _about(directory, step: int) -> dict:
+    """What `save` noted: items, checksums, note; empty where that is lost, which harms nothing but the check."""
+    path = Path(directory) / str(step) / "_CHECKPOINT_METADATA"
     try:  # not by manager.metadata, which opens all arrays first
         return json.loads(path.read_text())["custom_metadata"] or {}
     except (OSError, ValueError, KeyError):
@@ -211,7 +272,7 @@ def _note(manager, step: int) -> dict:
 def _stored_shapes(manager, step: int, like: dict) -> dict[str, tuple]:
     """{path: shape} of those stored items that `like` names."""
     directory = Path(manager.directory) / str(step)
-    stored = _note(manager, step).get("items") or [name for name in ITEMS if (directory / name).is_dir()]
+    stored = _about(manager.directory, step).get("items") or [name for name in ITEMS if (directory / name).is_dir()]
     names = [name for name in stored if name in like]
     for name in names:
         _read_through(directory / name)
@@ -256,22 +317,48 @@ def _with_leaves(trees: dict) -> tuple[dict, dict]:
 
 
 @contextlib.contextmanager
-def _manager(directory, cleanup: bool = False):
-    """An Orbax manager that keeps quiet; with `cleanup`, it removes what a killed save has left."""
-    import orbax.checkpoint as ocp
-
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=None, create=cleanup, cleanup_tmp_directories=cleanup, enable_async_checkpointing=False
-    )
-    handlers = {name: ocp.PyTreeCheckpointHandler(use_ocdbt=True) for name in ITEMS}
-    try:
-        manager = ocp.CheckpointManager(Path(directory).resolve(), options=options, item_handlers=handlers)
+def _manager(directory):
+    """An Orbax manager to read with, that keeps quiet."""
+    with _quiet():
+        manager = _open(directory, write=False)
         try:
             yield manager
         finally:
             manager.close()
+
+
+def _open(directory, write: bool):
+    """An Orbax manager; one that writes does so in the background, and removes first what a killed save has left."""
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=None, create=write, cleanup_tmp_directories=write, enable_async_checkpointing=write
+    )
+    handlers = {name: ocp.PyTreeCheckpointHandler(use_ocdbt=True) for name in ITEMS}
+    return ocp.CheckpointManager(Path(directory).resolve(), options=options, item_handlers=handlers)
+
+
+@contextlib.contextmanager
+def _quiet():
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _writing(directory, step):
+    """Name the file system's failures, of which TensorStore makes ValueErrors, as what they are to the user."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())
+        kept = [s for s in steps(directory) if s != step]
+        full = "No space left" in text or getattr(error, "errno", None) == errno.ENOSPC
+        why = "the disk is full" if full else getattr(error, "strerror", None) or text[:200]
+        good = f"earlier checkpoints are intact, the last is {kept[-1]}" if kept else "there is no earlier one"
+        what = f"checkpoint {step}" if step is not None else "checkpoints"
+        raise OSError(f"cannot write {what} in {directory}: {why}; {good}") from error

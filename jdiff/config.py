@@ -6,6 +6,7 @@ A file `configs/NAME.py` exports `config = Config(...)`. No module below this on
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import inspect
 import io
@@ -17,8 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import jdiff
-from jdiff import betas, conditioning, ema, grid, levels, optim, schedules, solvers, targets, weights
-from jdiff.data import DATASETS
+from jdiff import (
+    betas,
+    conditioning,
+    coupling,
+    ema,
+    grid,
+    levels,
+    losses,
+    optim,
+    schedules,
+    solvers,
+    targets,
+    weights,
+)  # fmt: skip
+from jdiff.data import DATASETS, DataError
 from jdiff.models import create_model, list_models
 
 
@@ -44,18 +58,34 @@ class Train:
     """Optimiser steps of the whole run."""
     batch: int = 128
     """Samples in a step."""
-    optimizer: str = "adam"
-    """adam, adamw or sgd."""
+    accumulate: int = 1
+    """Slices of the batch, one after the other: less memory for the same step."""
+    devices: int | None = None
+    """How many devices to use; None for all, of all processes."""
+    fsdp: int = 1
+    """Devices over which one copy of the state is divided; batches are divided over all devices in any case."""
+    optimizer: Named = Named("adam")
+    """adam, adamw(weight_decay), adamax, nadam, rmsprop, adagrad, sgd(momentum), lion, adafactor, muon."""
     lr: float = 1e-3
     """Learning rate, after warm-up."""
-    lr_schedule: str = "constant"
-    """What follows the warm-up: constant or cosine (to 0 at the last step)."""
+    lr_schedule: Named = Named("constant")
+    """What follows the warm-up: constant, linear or cosine (to 0 at the last step), inverse_sqrt(reference)."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
     clip: float | None = 1.0
     """Largest norm of the gradient; None for no clipping."""
+    skip_nonfinite: int = 0
+    """Steps of not finite loss or gradient to leave out, in one go, before stopping; 0 stops at the first."""
+    flip: bool = False
+    """Mirror each image left to right with probability 1/2."""
+    augment: float = 0.0
+    """Probability of each of EDM's non-leaking augmentations, told to the network (its augment_dim is 9); EDM: 0.12."""
     ema: Named = Named("half_life", {"images": 50_000.0})
-    """The average of the parameters that is sampled: constant(decay), half_life(images), warmup(max_decay)."""
+    """The average of the parameters that is sampled: constant(decay), half_life(images), warmup(max_decay), power."""
+    posthoc: tuple[float, ...] = ()
+    """Relative widths of further averages, of which scripts/posthoc_ema.py makes any other; EDM2: 0.05 0.1."""
+    snapshot_every: int = 5_000
+    """Steps between snapshots of those averages, kept in snapshots/."""
     label_dropout: float = 0.1
     """Share of labels hidden in training, for classifier-free guidance; no effect without classes."""
     visit: int = 100
@@ -64,6 +94,8 @@ class Train:
     """Steps between checkpoints."""
     keep: int = 3
     """Checkpoints kept."""
+    keep_every: int | None = None
+    """Checkpoints of steps that are multiples of this are kept beside."""
     sample_every: int = 0
     """Steps between pictures of samples in samples/; 0 for none but the last."""
     threads: int | None = None
@@ -105,9 +137,15 @@ class Config:
     conditioning: Named = Named("log_snr")
     """What the network is shown of the noise level: log_snr, edm, index(T), continuous(scale) or sigma."""
     levels: Named = Named("uniform")
-    """The law of t in training: uniform, knots(T), antithetic(T), log_normal(mean, std), logit_normal."""
+    """The law of t in training: uniform, independent, knots(T), antithetic(T), log_normal, logit_normal, loss_aware."""
     weight: Named = Named("flat")
     """What each noise level counts: flat, simple, edm, min_snr(gamma), p2, sigmoid(bias), likelihood."""
+    loss: Named = Named("denoising")
+    """denoising; hybrid(vlb), which learns the variance too; uncertain, for a network with an uncertainty head."""
+    coupling: Named = Named("independent")
+    """Which noise meets which data: independent, nearest(candidates) or assignment (exact, within the batch)."""
+    self_conditioning: float | None = None
+    """Share of samples that are shown the network's own estimate of x_0, 0.5 in its paper; None for no such input."""
     train: Train = Train()
     sample: Sample = Sample()
     seed: int = 0
@@ -118,15 +156,22 @@ class Config:
         positive = {
             "train.steps": t.steps, "train.batch": t.batch, "train.lr": t.lr, "train.visit": t.visit,
             "train.save_every": t.save_every, "train.keep": t.keep, "sample.steps": s.steps, "sample.num": s.num,
-            "train.threads": 1 if t.threads is None else t.threads,
+            "train.threads": 1 if t.threads is None else t.threads, "train.accumulate": t.accumulate,
+            "train.fsdp": t.fsdp, "train.snapshot_every": t.snapshot_every,
+            "train.devices": 1 if t.devices is None else t.devices,
+            "train.keep_every": 1 if t.keep_every is None else t.keep_every,
         }  # fmt: skip
         for name, value in positive.items():
             if not value > 0:
                 raise ConfigError(f"{name} must be positive, got {value}")
         if not 0 <= t.label_dropout < 1:
             raise ConfigError(f"train.label_dropout is a share, in [0, 1); got {t.label_dropout}")
-        if t.sample_every < 0 or t.warmup_steps < 0:
-            raise ConfigError("train.sample_every and train.warmup_steps must be 0 or more")
+        if t.sample_every < 0 or t.warmup_steps < 0 or t.skip_nonfinite < 0:
+            raise ConfigError("train.sample_every, train.warmup_steps and train.skip_nonfinite must be 0 or more")
+        if not 0 <= t.augment <= 1:
+            raise ConfigError(f"train.augment is a probability, in [0, 1]; got {t.augment}")
+        if t.batch % t.accumulate:
+            raise ConfigError(f"train.batch {t.batch} does not divide into train.accumulate {t.accumulate} slices")
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ConfigError(f"name {self.name!r} names a directory: use letters, digits, '.', '_' and '-'")
 
@@ -155,12 +200,19 @@ CONDITIONINGS = {
 }  # fmt: skip
 LEVELS = {
     "uniform": levels.Uniform, "knots": levels.Knots, "antithetic": levels.Antithetic,
-    "log_normal": levels.LogNormal, "logit_normal": levels.LogitNormal,
+    "log_normal": levels.LogNormal, "logit_normal": levels.LogitNormal, "independent": levels.Independent,
+    "loss_aware": levels.LossAware,
 }  # fmt: skip
 WEIGHTS = {
     "flat": weights.Flat, "simple": weights.Simple, "edm": weights.EDM, "min_snr": weights.MinSNR, "p2": weights.P2,
     "sigmoid": weights.Sigmoid, "likelihood": weights.Likelihood,
 }  # fmt: skip
+COUPLINGS = {"independent": coupling.Independent, "nearest": coupling.Nearest, "assignment": coupling.Assignment}
+LOSSES = {
+    "denoising": lambda: losses.denoising,
+    "hybrid": lambda vlb=1e-3, bins=256: functools.partial(losses.hybrid, vlb=vlb, bins=bins),
+    "uncertain": lambda: losses.uncertain,
+}
 SOLVERS = {
     "ddpm": solvers.DDPM, "ddim": solvers.DDIM, "euler": solvers.Euler, "euler_ancestral": solvers.EulerAncestral,
     "heun": solvers.Heun, "rk4": solvers.RK4, "edm_stochastic": solvers.EDMStochastic, "dpm2": solvers.DPM2,
@@ -176,7 +228,7 @@ SOLVERS = {
     "annealed_langevin": solvers.AnnealedLangevin, "gradient_estimation": solvers.GradientEstimation,
     "restart": lambda low=0.06, high=0.3, rounds=2, steps=4: solvers.Restart(solvers.Heun(), low, high, rounds, steps),
 }  # fmt: skip
-EMAS = {"constant": ema.constant, "half_life": ema.half_life, "warmup": ema.warmup}
+EMAS = {"constant": ema.constant, "half_life": ema.half_life, "warmup": ema.warmup, "power": ema.power}
 GRIDS = {
     "uniform": lambda schedule, n: grid.uniform(n, schedule.t_min, schedule.t_max),
     "log_snr": lambda schedule, n: grid.log_snr(schedule, n),
@@ -236,15 +288,28 @@ def _make(kind: str, table: dict, choice: Named, *given, **fixed):
 
 def build_data(config: Config):
     """The data set of a config."""
-    return _make("data set", DATASETS, config.data)
+    try:
+        return _make("data set", DATASETS, config.data)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
 
 
 def build_model(config: Config, classes: int):
-    """The network of a config; `num_classes` follows the data unless given."""
+    """The network of a config; `num_classes`, and channels for a variance or an earlier estimate, follow the rest."""
+    fields = dict(num_classes=classes)
+    # the output's channels over the input's
+    channels = (2 if config.loss.name == "hybrid" else 1) / (1 if config.self_conditioning is None else 2)
+    if channels != 1:
+        fields["out_multiplier"] = channels
     try:
-        return create_model(config.model.name, **dict(num_classes=classes) | config.model.args)
+        model = create_model(config.model.name, **fields | config.model.args)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if config.loss.name == "uncertain" and not getattr(model, "logvar_channels", 0):
+        raise ConfigError(f"loss 'uncertain' needs an uncertainty head, and model {config.model.name!r} has none")
+    if config.train.augment and getattr(model, "augment_dim", 0) != 9:
+        raise ConfigError(f"train.augment tells the network 9 numbers: model {config.model.name!r} needs augment_dim 9")
+    return model
 
 
 def build_schedule(config: Config):
@@ -253,25 +318,57 @@ def build_schedule(config: Config):
 
 
 def build_objective(config: Config) -> dict:
-    """The keywords of `losses.denoising`: schedule, target, conditioning, levels, weight."""
+    """The keywords of the losses: schedule, target, conditioning, levels, weight, coupling, self_conditioning."""
     return dict(
         schedule=build_schedule(config),
         target=_make("target", TARGETS, config.target),
         conditioning=_make("conditioning", CONDITIONINGS, config.conditioning),
         levels=_make("levels", LEVELS, config.levels),
         weight=_make("weight", WEIGHTS, config.weight),
+        coupling=_make("coupling", COUPLINGS, config.coupling),
+        self_conditioning=config.self_conditioning,
     )
 
 
+def build_loss(config: Config):
+    """The loss of a config, `loss(apply, params, key, data, cond, **objective)`."""
+    if config.loss.name == "hybrid" and config.schedule.name != "discrete":
+        raise ConfigError(
+            "loss 'hybrid' learns the variance between the knots of a table: it needs schedule 'discrete'"
+        )
+    return _make("loss", LOSSES, config.loss)
+
+
 def build_optimizer(config: Config):
-    """(optimiser, EMA law) of a config."""
+    """(optimiser, EMA law) of a config; with train.posthoc, a dict of laws: "main", and one for each width."""
     t = config.train
     fixed = dict(batch=t.batch) if t.ema.name == "half_life" else {}
     try:
-        tx = optim.optimizer(t.optimizer, optim.lr_schedule(t.lr_schedule, t.lr, t.steps, t.warmup_steps), t.clip)
-    except ValueError as error:
+        rates = optim.lr_schedule(t.lr_schedule.name, t.lr, t.steps, t.warmup_steps, **t.lr_schedule.args)
+        tx = optim.optimizer(t.optimizer.name, rates, t.clip, **t.optimizer.args)
+        widths = {f"{width:g}": ema.power(width) for width in t.posthoc}
+    except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
-    return tx, _make("ema", EMAS, t.ema, **fixed)
+    main = _make("ema", EMAS, t.ema, **fixed)
+    return tx, {"main": main, **widths} if widths else main
+
+
+def devices(config: Config) -> list:
+    """The devices that a run uses. Raises ConfigError where batch, slices, processes and groups do not divide."""
+    import jax
+
+    t, found, processes = config.train, jax.devices(), jax.process_count()
+    if t.devices is not None and t.devices > len(found):
+        raise ConfigError(f"train.devices is {t.devices}, but there are {len(found)}")
+    if t.devices is not None and processes > 1 and t.devices != len(found):
+        raise ConfigError(f"several processes use all their devices: leave train.devices out (there are {len(found)})")
+    found = found[: t.devices]
+    if len(found) % t.fsdp:
+        raise ConfigError(f"train.fsdp {t.fsdp} does not divide the {len(found)} devices")
+    if t.batch % (len(found) * t.accumulate):
+        slices = f" in {t.accumulate} slices" if t.accumulate > 1 else ""
+        raise ConfigError(f"train.batch {t.batch} does not divide over {len(found)} devices{slices}")
+    return found
 
 
 def limit_threads(config: Config) -> None:
@@ -292,6 +389,7 @@ def build_sampler(sample: Sample, schedule):
 def check(config: Config) -> None:
     """Build everything that a config names but the data and the network's parameters, so that a typo shows at once."""
     schedule = build_objective(config)["schedule"]
+    build_loss(config)
     build_optimizer(config)
     build_sampler(config.sample, schedule)
     if config.model.name not in list_models():
@@ -326,9 +424,14 @@ def load_config(path) -> Config:
     return config
 
 
+def to_dict(config: Config) -> dict:
+    """The config as JSON can hold it."""
+    return dataclasses.asdict(config)
+
+
 def to_json(config: Config) -> str:
     """The config as JSON, read back by `from_json` to an equal one."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    return json.dumps(to_dict(config), indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:

@@ -3,6 +3,7 @@
 A law is a function of the step, `decay(step) -> float`, the weight that the old average keeps.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,3 +58,48 @@ def warmup(max_decay: float = 0.9999, inv_gamma: float = 1.0, power: float = 2 /
             f"ema: max_decay must be in [0, 1), inv_gamma and power positive; got {max_decay}, {inv_gamma}, {power}"
         )
     return lambda step: jnp.minimum(max_decay, 1 - (1 + jnp.asarray(step, jnp.float32) / inv_gamma) ** -power)
+
+
+def power(sigma_rel: float) -> Callable[[Array], Array]:
+    """`power_gamma` of the profile whose standard deviation is `sigma_rel` of the run so far, as in EDM2: 0.05, 0.1.
+
+    Raises ValueError as `gamma_of` does.
+    """
+    return power_gamma(gamma_of(sigma_rel))
+
+
+def power_gamma(gamma: float) -> Callable[[Array], Array]:
+    """decay = (1 - 1/t)^(gamma + 1) at t = step + 1: the average weighs the parameters of step tau by tau^gamma.
+
+    The weight of parameters tau is that of [tau - 1, tau] under (gamma + 1) tau^gamma / t^(gamma + 1), of mean
+    t (gamma + 1) / (gamma + 2): it grows with the run, and forgets the start. Karras et al. 2024, arXiv:2312.02696,
+    section 3.1 and eq. 127. Raises ValueError unless gamma > -1.
+    """
+    if not -1 < gamma < math.inf:
+        raise ValueError(f"ema: gamma must be above -1, got {gamma}")
+    # by log1p: in float32, 1 - 1/t has lost 1/t after some 100,000 steps
+    return lambda step: jnp.exp((gamma + 1) * jnp.log1p(-1 / (jnp.asarray(step, jnp.float32) + 1)))
+
+
+def sigma_rel_of(gamma: float) -> float:
+    """The standard deviation of the power profile over its length: sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2).
+
+    arXiv:2312.02696 eq. 123. Raises ValueError unless gamma > -1.
+    """
+    if not -1 < gamma < math.inf:
+        raise ValueError(f"ema: gamma must be above -1, got {gamma}")
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+
+def gamma_of(sigma_rel: float) -> float:
+    """The exponent with that relative standard deviation: the largest root of sigma^2 (g + 2)^2 (g + 3) = g + 1.
+
+    0.05 -> 16.97, 0.10 -> 6.94. arXiv:2312.02696 eq. 126. Raises ValueError outside (0, 0.3002]: none is wider.
+    """
+    if not 0 < sigma_rel <= 0.3002:
+        raise ValueError(f"ema: sigma_rel must be in (0, 0.3002], the width of a profile over the run; got {sigma_rel}")
+    precision = sigma_rel**-2
+    # x = g + 7/3 solves x^3 - p x + q = 0, which has three real roots: Viete's cosine
+    p, q = precision + 1 / 3, 4 * precision / 3 + 2 / 27
+    radius = 2 * math.sqrt(p / 3)
+    return radius * math.cos(math.acos(-3 * q / (p * radius)) / 3) - 7 / 3

@@ -4,6 +4,7 @@ The same pure step runs under `jax.jit` with these shardings (data parallel, or 
 `jax.pmap` with an axis name, and in several processes under `jax.distributed`.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -12,37 +13,82 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def mesh(devices=None, axis: str = "data") -> Mesh:
-    """A mesh of one axis over the devices (all if None); Auto, so that plain code runs on it unchanged."""
+def initialize(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None) -> bool:
+    """Join the processes of a run, before anything else asks for a device; whether there are several.
+
+    Slurm, Open MPI, TPU pods and indexed Kubernetes jobs are recognised by their environment. Elsewhere give all three:
+    the coordinator's HOST:PORT, how many processes there are, and which one this is, from 0.
+    Raises ValueError if only some are given or they make no sense.
+    """
+    given = [coordinator is not None, processes is not None, process_id is not None]
+    if any(given):
+        if not all(given):
+            raise ValueError("give the coordinator's HOST:PORT, the number of processes and this one's id, all three")
+        if ":" not in coordinator or not 0 <= process_id < processes:
+            raise ValueError(
+                f"expected a coordinator HOST:PORT and an id from 0 to {processes - 1}; "
+                f"got {coordinator!r} and {process_id}"
+            )
+        jax.distributed.initialize(coordinator, processes, process_id)
+    elif _in_cluster():
+        jax.distributed.initialize()
+    return jax.process_count() > 1
+
+
+def _in_cluster() -> bool:
+    """Whether the environment is that of one of several processes, as the launchers that JAX knows set it."""
+    env = os.environ.get
+    counts = (env("SLURM_NTASKS") if "SLURM_PROCID" in os.environ else None, env("OMPI_COMM_WORLD_SIZE"))
+    pod = "," in env("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    job = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+    return pod or job or any(count is not None and count.isdigit() and int(count) > 1 for count in counts)
+
+
+def mesh(devices=None, axis: str = "data", fsdp: int = 1) -> Mesh:
+    """A mesh over the devices (all if None): one axis, or (axis, "fsdp") with `fsdp` devices along the second.
+
+    Batches are divided over both axes, a state that `fsdp` places over the last. Auto, so that plain code runs on it
+    unchanged. Raises ValueError if the number of devices is no multiple of `fsdp`.
+    """
     devices = np.asarray(jax.devices() if devices is None else devices)
-    return Mesh(devices, (axis,), axis_types=(AxisType.Auto,))
+    if fsdp < 1 or devices.size % fsdp:
+        raise ValueError(f"{devices.size} devices do not divide into groups of fsdp = {fsdp}")
+    if fsdp == 1:
+        return Mesh(devices, (axis,), axis_types=(AxisType.Auto,))
+    return Mesh(devices.reshape(-1, fsdp), (axis, "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-def shard_batch(mesh: Mesh, batch: Any) -> Any:
-    """Each array's leading axis over the mesh; under several processes, from each process its own part of the batch.
+def shard_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
+    """Each array's axis of samples over the mesh; under several processes, from each process its own part of the batch.
 
-    Raises ValueError if it does not divide.
+    `axis` is 1 for a stack of batches. Raises ValueError if the batch does not divide.
     """
     processes = jax.process_count()
     for leaf in jax.tree.leaves(batch):
-        if not jnp.ndim(leaf):
+        if jnp.ndim(leaf) <= axis:
             raise ValueError("a batch holds arrays with a leading axis of samples; found a number")
-        if leaf.shape[0] * processes % mesh.size:
-            parts = f"{processes} times {leaf.shape[0]}" if processes > 1 else f"{leaf.shape[0]}"
+        if leaf.shape[axis] * processes % mesh.size:
+            parts = f"{processes} times {leaf.shape[axis]}" if processes > 1 else f"{leaf.shape[axis]}"
             raise ValueError(f"a batch of {parts} does not divide over {mesh.size} devices")
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    names = mesh.axis_names if len(mesh.axis_names) > 1 else mesh.axis_names[0]
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, names))
     if processes == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), batch)
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device of the mesh holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """A copy of the tree on every device of the mesh."""
-    return place(tree, NamedSharding(mesh, PartitionSpec()))
+    return place(tree, replicated(mesh))
 
 
 def fsdp(mesh: Mesh, tree: Any, min_size: int = 4096) -> Any:
-    """Shardings of a tree of arrays: each one over its largest axis that divides, the small ones replicated.
+    """Shardings of a tree of arrays: their largest axes that divide, over the mesh's last axis; small ones replicated.
 
     Fully sharded data parallelism: `state = place(state, s := fsdp(mesh, state))`, then
     `jax.jit(train_step, donate_argnums=0, out_shardings=(s, None))` on batches from `shard_batch`. The partitioner
@@ -50,11 +96,13 @@ def fsdp(mesh: Mesh, tree: Any, min_size: int = 4096) -> Any:
     `min_size`: numbers in an array below which sharding it costs more than it saves.
     """
 
+    axis = mesh.axis_names[-1]
+
     def sharding(leaf):
-        sizes = [n if n % mesh.size == 0 else 0 for n in leaf.shape]
+        sizes = [n if n % mesh.shape[axis] == 0 else 0 for n in leaf.shape]
         if leaf.size < min_size or not any(sizes):
             return NamedSharding(mesh, PartitionSpec())
-        return NamedSharding(mesh, PartitionSpec(*[None] * int(np.argmax(sizes)), mesh.axis_names[0]))
+        return NamedSharding(mesh, PartitionSpec(*[None] * int(np.argmax(sizes)), axis))
 
     return jax.tree.map(sharding, tree)
 
@@ -75,3 +123,28 @@ def stack(tree: Any, devices=None) -> Any:
 def unstack(tree: Any) -> Any:
     """The first device's copy of a pmapped tree: what a checkpoint holds."""
     return jax.tree.map(lambda a: a[0], tree)
+
+
+def host(tree: Any) -> Any:
+    """The tree as NumPy arrays, whole, on every process: parts that other processes hold are gathered from them.
+
+    All processes must call this together.
+    """
+
+    def leaf(a):
+        if isinstance(a, jax.Array) and not (a.is_fully_addressable or a.is_fully_replicated):
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.process_allgather(a, tiled=True)
+        return np.asarray(a.addressable_data(0) if isinstance(a, jax.Array) and a.is_fully_replicated else a)
+
+    return jax.tree.map(leaf, tree)
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set in any process: all of them call this together, and wait for each other."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import jdiff
+from jdiff import checkpoint
 from jdiff import config as configs
 from jdiff.config import Config, ConfigError, Sample
 from jdiff.data import Dataset
+from jdiff.models.summary import summary
 
 SNR_LIMIT = 1e-3  # alpha^2 / sigma^2 above which N(0, sigma^2) is visibly not where the process ends
 
@@ -28,7 +30,8 @@ class Run:
     config: Config
     dataset: Dataset
     model: Any
-    objective: dict  # the keywords of losses.denoising
+    objective: dict  # the keywords of the loss
+    loss: Any
 
     @property
     def schedule(self):
@@ -42,7 +45,9 @@ class Run:
 
     def init_params(self) -> Any:
         """Fresh parameters, a function of the seed."""
-        x = jnp.zeros((1, *self.dataset.shape))
+        *space, channels = self.dataset.shape
+        shown = channels if self.config.self_conditioning is None else 2 * channels
+        x = jnp.zeros((1, *space, shown))
         cond = jnp.zeros(1, jnp.int32) if self.dataset.classes else None
         return jax.jit(self.model.init)(jax.random.key(self.config.seed), x, jnp.zeros(1), cond)
 
@@ -51,10 +56,10 @@ def build(directory, config: Config) -> Run:
     """Build a run from its config. Raises ConfigError for whatever in it has no meaning."""
     configs.check(config)
     dataset = configs.build_data(config)
-    if config.train.batch > len(dataset.x):
-        raise ConfigError(f"train.batch is {config.train.batch}, but {dataset.name} has {len(dataset.x)} samples")
+    if config.train.batch > dataset.size:
+        raise ConfigError(f"train.batch is {config.train.batch}, but {dataset.name} has {dataset.size:,} samples")
     model = configs.build_model(config, dataset.classes)
-    return Run(Path(directory), config, dataset, model, configs.build_objective(config))
+    return Run(Path(directory), config, dataset, model, configs.build_objective(config), configs.build_loss(config))
 
 
 def open_run(directory) -> Run:
@@ -70,6 +75,32 @@ def like(run: Run) -> Any:
     return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), jax.eval_shape(run.init_params))
 
 
+def restore_ema(run: Run, step: int | None = None) -> tuple[int, Any]:
+    """(step, averaged parameters) of the newest checkpoint, or of `step`.
+
+    Raises CheckpointError as `checkpoint.restore_ema` does.
+    """
+    names = averages(run.config)
+    if names is None:
+        return checkpoint.restore_ema(run.checkpoints, like(run), step)
+    step, trees = checkpoint.restore_ema(run.checkpoints, {name: like(run) for name in names}, step)
+    return step, trees["main"]
+
+
+def averages(config: Config) -> list[str] | None:
+    """The names of the averages that training keeps; None if it is one."""
+    _, decay = configs.build_optimizer(config)
+    return list(decay) if isinstance(decay, dict) else None
+
+
+def step_flops(run: Run) -> int:
+    """FLOPs of one training step: three times those of the network's call, for the two products of each gradient."""
+    batch, (*space, channels) = run.config.train.batch, run.dataset.shape
+    shown = channels if run.config.self_conditioning is None else 2 * channels
+    cond = jax.ShapeDtypeStruct((batch,), jnp.int32) if run.dataset.classes else None
+    return 3 * summary(run.model, (batch, *space, shown), cond=cond).flops
+
+
 def terminal_snr(run: Run) -> float:
     """alpha^2 / sigma^2 where sampling starts."""
     t = run.schedule.t_max
@@ -81,7 +112,10 @@ def make_denoiser(run: Run, params, labels, guidance: float):
     o = run.objective
 
     def given(cond):
-        return jdiff.denoiser(run.model.apply, params, o["schedule"], o["target"], cond, conditioning=o["conditioning"])
+        return jdiff.denoiser(
+            run.model.apply, params, o["schedule"], o["target"], cond, conditioning=o["conditioning"],
+            learned_variance=run.config.loss.name == "hybrid", self_conditioning=o["self_conditioning"] is not None,
+        )  # fmt: skip
 
     if labels is None or guidance == 1:
         return given(labels)
@@ -101,6 +135,8 @@ def draw(run: Run, params, key, num: int, how: Sample, labels=None, *, batch: in
         raise ConfigError(f"guidance {how.guidance} needs classes, and {run.dataset.name} has none; use guidance 1")
     cycle = np.resize(np.arange(classes) if labels is None else np.asarray(labels), num) if classes else None
     solver, times = configs.build_sampler(how, run.schedule)
+    if run.config.self_conditioning is not None:
+        solver = jdiff.solvers.Remember(solver)
     mean, std = run.dataset.moments() if how.match_prior else (0.0, 0.0)
     k_prior, k_steps = jax.random.split(key)
     size = min(batch, num)

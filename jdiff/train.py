@@ -1,6 +1,6 @@
 """The training state and the training step, as pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,10 @@ from jdiff.ema import constant, update
 
 @struct.dataclass
 class TrainState:
-    """Arrays only: donate it, shard it, checkpoint it. `extra` holds non-parameter collections, or None."""
+    """Arrays only: donate it, shard it, checkpoint it.
+
+    `extra` holds non-parameter collections, or None; `ema` is one average of the parameters, or a dict of them.
+    """
 
     step: Array
     params: Any
@@ -24,31 +27,40 @@ class TrainState:
     opt_state: Any
 
 
-def init_state(params: Any, tx: optax.GradientTransformation, extra: Any = None) -> TrainState:
-    """The state at step 0, the average equal to the parameters. Copies, because the step donates its state."""
+def init_state(
+    params: Any, tx: optax.GradientTransformation, extra: Any = None, *, averages: Iterable[str] | None = None
+) -> TrainState:
+    """The state at step 0, the average equal to the parameters. Copies, because the step donates its state.
+
+    With `averages`, names, `ema` is a dict of as many averages: for a step whose `decay` has a law for each name.
+    """
 
     def copy(tree):
         return jax.tree.map(lambda a: jnp.array(a, copy=True), tree)
 
-    return TrainState(jnp.zeros((), jnp.int32), copy(params), copy(extra), copy(params), tx.init(copy(params)))
+    ema = copy(params) if averages is None else {name: copy(params) for name in averages}
+    return TrainState(jnp.zeros((), jnp.int32), copy(params), copy(extra), ema, tx.init(copy(params)))
 
 
 def make_train_step(
     loss: Callable,
     tx: optax.GradientTransformation,
-    decay: Callable | float,
+    decay: Callable | float | Mapping[str, Callable | float],
     *,
     axis_name: str | None = None,
     accumulate: int = 1,
     project: Callable | None = None,
+    skip_nonfinite: bool = False,
 ) -> Callable:
     """A pure step `(state, key, data, cond=None) -> (state, aux)`; jit it with donate_argnums=0.
 
     `loss(params, key, data, cond) -> (scalar, aux)`; with `state.extra` it is called with `extra=` too and returns the
     new collections as `aux["extra"]`. aux is a dict of numbers and of arrays with the batch in front. `key` is the same
     all run: the step folds in `state.step`, so that a resumed run draws what an undisturbed one does. `decay(step)`, or
-    a number, is the weight that the average keeps of its past. `project` acts on the parameters after the update,
-    before the average. aux gains `loss` and `grad_norm` (of the mean gradient, before any clipping), a number each.
+    a number, is the weight that the average keeps of its past; a dict of them goes with a state of as many averages.
+    `project` acts on the parameters after the update, before the average. aux gains `loss` and `grad_norm` (of the
+    mean gradient, before any clipping), a number each. With `skip_nonfinite`, a step whose loss or gradient is not
+    finite changes nothing but `state.step`, and aux gains `skipped`, 1 there and else 0.
 
     `accumulate` splits the batch into that many slices, one after the other; `axis_name` is that of a pmap or shard_map
     around the step, each device holding its part of the batch. Gradients, numbers in aux and, over devices, floating
@@ -57,7 +69,8 @@ def make_train_step(
     losses that draw by position (`losses.denoising`, `arrays.normal`) then agree with the whole batch at once.
     Raises ValueError if the batch does not divide, or data and cond are not of one length.
     """
-    decay = decay if callable(decay) else constant(decay)
+    laws = decay if isinstance(decay, Mapping) else {None: decay}
+    laws = {name: law if callable(law) else constant(law) for name, law in laws.items()}
     if accumulate < 1:
         raise ValueError(f"accumulate is a number of slices, at least 1; got {accumulate}")
 
@@ -119,6 +132,13 @@ def make_train_step(
     def mean_if_floating(a):
         return lax.pmean(a, axis_name) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
+    def averaged(ema, params, step):
+        if not isinstance(decay, Mapping):
+            return update(ema, params, laws[None](step))
+        if not isinstance(ema, dict) or ema.keys() != laws.keys():
+            raise ValueError(f"decay has laws for {', '.join(laws)}: make the state with init_state(averages=...)")
+        return {name: update(ema[name], params, law(step)) for name, law in laws.items()}
+
     def train_step(state: TrainState, key, data, cond=None) -> tuple[TrainState, dict]:
         grads, aux = accumulated(state, fold(key, state.step), data, cond)
         extra = aux.pop("extra", state.extra)
@@ -130,33 +150,40 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         if project is not None:
             params = project(params)
-        ema = update(state.ema, params, decay(state.step))
+        ema = averaged(state.ema, params, state.step)
         aux["grad_norm"] = optax.tree.norm(grads)
-        return TrainState(state.step + 1, params, extra, ema, opt_state), aux
+        new = TrainState(state.step + 1, params, extra, ema, opt_state)
+        if skip_nonfinite:
+            good = jnp.isfinite(aux["loss"]) & jnp.isfinite(aux["grad_norm"])
+            kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+            new, aux["skipped"] = kept.replace(step=new.step), jnp.where(good, 0.0, 1.0)
+        return new, aux
 
     return train_step
 
 
-def make_train_loop(train_step: Callable, take: Callable | None = None) -> Callable:
+def make_train_loop(train_step: Callable, take: Callable | None = None, record: Callable | None = None) -> Callable:
     """Many steps in one program: `loop(state, key, arrays, index, count) -> (state, metrics)`; donate the state.
 
-    index: (K, B) rows of the data for each of up to K steps; `take(arrays, rows) -> (data, cond)` makes the batch, on
-    the device: by default arrays is a pair (data, cond) with leading axis N, cond None if there is none. The first
-    `count` steps are run, count traced: whole visits and remainders are the same program, so a run cut anywhere ends in
-    the same bits. metrics: each number in aux, among them `loss` and `grad_norm`, of each step, (K,), nan past `count`:
-    look there for a loss that is not finite.
+    index: (K, ...); `take(arrays, index[j]) -> (data, cond)` makes the batch of step j, on the device. By default
+    arrays is a pair (data, cond), cond None if there is none, of which index picks: rows, (K, B), of a whole data set
+    with leading axis N; or, (K,), one of K batches. The first `count` steps are run, count traced: whole visits and
+    remainders are the same program, so a run cut anywhere ends in the same bits. metrics: what `record(aux)` returns,
+    a dict of arrays of fixed shapes, of each step, (K, ...) in float32, nan past `count`; by default the numbers in
+    aux, among them `loss` and `grad_norm`: look there for a loss that is not finite.
     """
     take = take or (lambda arrays, rows: jax.tree.map(lambda a: a[rows], arrays))
+    record = record or (lambda aux: {name: a for name, a in aux.items() if getattr(a, "shape", None) == ()})
 
     def loop(state, key, arrays, index, count):
         def body(j, carry):
             state, metrics = carry
             state, aux = train_step(state, key, *take(arrays, index[j]))
-            return state, {name: values.at[j].set(aux[name].astype(jnp.float32)) for name, values in metrics.items()}
+            seen = record(aux)
+            return state, {name: values.at[j].set(seen[name].astype(jnp.float32)) for name, values in metrics.items()}
 
-        aux = jax.eval_shape(lambda: train_step(state, key, *take(arrays, index[0])))[1]
-        scalars = [name for name, value in aux.items() if getattr(value, "shape", None) == ()]
-        metrics = {name: jnp.full(index.shape[:1], jnp.nan, jnp.float32) for name in scalars}
+        seen = jax.eval_shape(lambda: record(train_step(state, key, *take(arrays, index[0]))[1]))
+        metrics = {name: jnp.full((len(index), *a.shape), jnp.nan, jnp.float32) for name, a in seen.items()}
         return lax.fori_loop(0, jnp.minimum(count, len(index)), body, (state, metrics))
 
     return loop

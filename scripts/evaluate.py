@@ -38,7 +38,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     a = configs.parse(Arguments, argv, prog="scripts/evaluate.py")
     run = runs.open_run(a.run_dir)
-    step, params = checkpoint.restore_ema(run.checkpoints, runs.like(run))
+    step, params = runs.restore_ema(run)
     key, data = jax.random.key(a.seed), run.dataset
     if not data.is_image:
         x, _ = runs.draw(run, params, key, 10_000, run.config.sample)

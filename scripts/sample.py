@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tyro
 
-from jdiff import checkpoint, plot, runs
+from jdiff import checkpoint, plot, posthoc, runs
 from jdiff import config as configs
 from jdiff.config import Named
 
@@ -41,6 +41,8 @@ class Arguments:
     """Sample i is a function of (seed, i) and its label."""
     step: int | None = None
     """The checkpoint to use; the newest when left out."""
+    params: str | None = None
+    """An average made by scripts/posthoc_ema.py, in place of a checkpoint's."""
     out: str = "samples.png"
     """Where to: a .png picture, or an .npz with `samples` and `labels` (-1 where there are no classes)."""
 
@@ -71,7 +73,11 @@ def main(argv: list[str]) -> int:
     config = dataclasses.replace(run.config, sample=how)  # checks the numbers
     configs.build_sampler(config.sample, run.schedule)
     try:
-        step, params = checkpoint.restore_ema(run.checkpoints, runs.like(run), a.step)
+        if a.params is None:
+            step, params = runs.restore_ema(run, a.step)
+            source = f"step {step:,}"
+        else:
+            params, source = posthoc.load_params(a.params, runs.like(run)), a.params
     except checkpoint.CheckpointError as error:
         offer = f"; use it with --step {error.last_good}" if error.last_good is not None else ""
         raise configs.ConfigError(f"{error}{offer}") from error
@@ -87,7 +93,7 @@ def main(argv: list[str]) -> int:
     else:
         plot.plane_figure(out, [(0.0, run.dataset.held_x)], [(0.0, samples)])
     print(
-        f"{a.num} samples of step {step:,} ({how.solver.name}, {how.steps} steps, guidance {how.guidance:g}) in {out}"
+        f"{a.num} samples of {source} ({how.solver.name}, {how.steps} steps, guidance {how.guidance:g}) in {out}"
     )
     return 0
 

@@ -1,85 +1,133 @@
 """Train a diffusion model: `python scripts/train.py CONFIG [--run-dir DIR] [--resume] [--train.steps N ...]`.
 
-One linear script, made to be read and forked. The same run directory again goes on where it stopped.
+One linear script, made to be read and forked. The same run directory again goes on where it stopped, also on another
+number of devices or processes. Several processes find each other under Slurm, Open MPI, Kubernetes and on TPU pods;
+elsewhere start each with --coordinator HOST:PORT --processes N --process-id I.
 """
 
-import json
+import contextlib
 import signal
 import sys
-import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 import jdiff
-from jdiff import checkpoint, plot, runs
+from jdiff import checkpoint, parallel, plot, posthoc, runs, watch
 from jdiff import config as configs
-from jdiff.arrays import split
+from jdiff.arrays import joint, split
 from jdiff.conditioning import drop_labels
-from jdiff.data import batch_indices
+from jdiff.data import DataError, augment, flip, prefetch
+from jdiff.levels import LossAware
 from jdiff.train import init_state, make_train_loop, make_train_step
 
 USAGE = "usage: python scripts/train.py CONFIG [--run-dir DIR] [--resume] [--SETTING VALUE ...]; --help after CONFIG"
+EDGES = np.linspace(-14.0, 14.0, 29)  # log-SNR, for the histogram of the loss
 
 
 def main(argv: list[str]) -> int:
-    # ---------------------------------------------------------------- the command line
+    # ---------------------------------------------------------------- the command line, the processes, the devices
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{__doc__}\n{USAGE}: every setting with its default and meaning")
         return 0 if argv else 2
     path, argv = argv[0], argv[1:]
-    directory, argv = take_option(argv, "--run-dir")
-    resume = "--resume" in argv
-    argv = [word for word in argv if word != "--resume"]
-    about = "Also: --run-dir DIR (default runs/NAME), --resume (fail unless there is a run to go on with)."
+    options = {}
+    for name in ("--run-dir", "--coordinator", "--processes", "--process-id"):
+        options[name], argv = take_option(argv, name)
+    flags = {name: name in argv for name in ("--resume", "--profile")}
+    argv = [word for word in argv if word not in flags]
+    about = (
+        "Also: --run-dir DIR (default runs/NAME), --resume (fail unless there is a run to go on with), --profile (a "
+        "trace of the second visit, for TensorBoard or Perfetto), --coordinator HOST:PORT --processes N --process-id I."
+    )
     config = configs.parse(configs.Config, argv, configs.load_config(path), f"scripts/train.py {path}", about)
     configs.limit_threads(config)
-    directory = Path(directory or f"runs/{config.name}")
+    join_processes(options)
+    directory, settings = Path(options["--run-dir"] or f"runs/{config.name}"), config.train
+    first, count = jax.process_index() == 0, jax.process_count()
+    say = print if first else lambda *words, **keywords: None
+    devices = configs.devices(config)
     run = runs.build(directory, config)
-    prepare_directory(run, resume)
+    prepare_directory(run, flags["--resume"], first)
 
     # ---------------------------------------------------------------- the step
-    data, settings = run.dataset, config.train
+    data = run.dataset
     tx, decay = configs.build_optimizer(config)
 
-    def loss(params, key, x0, labels):
-        k_loss, k_drop, k_net = split(key, 3)
+    objective, extra = run.objective, None
+
+    def loss(params, key, x0, labels, levels=objective["levels"]):
+        k_loss, k_drop, k_net, k_flip, k_augment = split(key, 5)
+        options = dict(train=True, rngs={"dropout": joint(k_net)})
         if labels is not None:
             labels = drop_labels(k_drop, labels, settings.label_dropout, data.classes)
+        if settings.flip and not settings.augment:  # which mirrors half of the images itself
+            x0 = flip(k_flip, x0)
+        if settings.augment:
+            x0, options["augment"] = augment(k_augment, x0, settings.augment)
+        if config.loss.name == "uncertain":
+            options["return_logvar"] = True
 
         def apply(params, x, label, cond):
-            return run.model.apply(params, x, label, cond, train=True, rngs={"dropout": k_net})
+            return run.model.apply(params, x, label, cond, **options)
 
-        return jdiff.losses.denoising(apply, params, k_loss, x0, labels, **run.objective)
+        return run.loss(apply, params, k_loss, x0, labels, **objective | dict(levels=levels))
 
-    def take(arrays, rows):
+    if isinstance(objective["levels"], LossAware):
+        extra = {"levels": objective["levels"].init()}
+        loss = jdiff.losses.loss_aware(loss, objective["levels"], run.schedule)
+
+    def take(arrays, j):
         x, labels = arrays
-        return data.to_model(x[rows]), None if labels is None else labels[rows]
+        return data.to_model(x[j]), None if labels is None else labels[j]
 
-    loop = jax.jit(make_train_loop(make_train_step(loss, tx, decay), take), donate_argnums=0)
-    key = jax.random.key(config.seed + 1)
-    arrays = jax.device_put((data.x, data.labels))
+    def record(aux):
+        numbers = {name: a for name, a in aux.items() if name != "extra" and a.ndim == 0}
+        return dict(numbers, each=aux["each"], level=jdiff.log_snr(run.schedule, aux["t"]))
+
+    step_function = make_train_step(
+        loss, tx, decay, accumulate=settings.accumulate, project=getattr(run.model, "project_weights", None),
+        skip_nonfinite=settings.skip_nonfinite > 0,
+    )  # fmt: skip
+    loop = make_train_loop(step_function, take, record)
 
     # ---------------------------------------------------------------- the state, new or restored
-    state = init_state(run.init_params(), tx)
+    state = init_state(run.init_params(), tx, extra, averages=runs.averages(config))
+    if len(devices) == 1:
+        place = jax.device_put
+        loop = jax.jit(loop, donate_argnums=0)
+    else:
+        mesh = parallel.mesh(devices, fsdp=settings.fsdp)
+        shardings = parallel.fsdp(mesh, state) if settings.fsdp > 1 else parallel.replicated(mesh)
+        state = parallel.place(state, shardings)
+        loop = jax.jit(loop, donate_argnums=0, out_shardings=(shardings, parallel.replicated(mesh)))
+
+        def place(batches):
+            return parallel.shard_batch(mesh, batches, axis=1)
+
+    position = None
     if checkpoint.steps(run.checkpoints):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             state = checkpoint.restore(run.checkpoints, state)
         for warning in caught:
-            if "damaged" in str(warning.message):
+            if "damaged" in str(warning.message) and first:
                 print(f"warning: {warning.message}", file=sys.stderr)
-        checkpoint.set_aside(run.checkpoints, after=int(state.step))
-        print(f"resuming {directory} at step {int(state.step):,}")
-    start = step = int(state.step)
+        parallel.anywhere(False)  # all have read what one puts aside
+        if first:
+            checkpoint.set_aside(run.checkpoints, after=int(state.step))
+        position = checkpoint.read_note(run.checkpoints, int(state.step)).get("data")
+        say(f"resuming {directory} at step {int(state.step):,}")
+    step = int(state.step)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    print(f"{config.name}: {size:,} parameters, {len(data.x):,} samples, steps {step:,} to {settings.steps:,}")
+    say(f"{config.name}: {size:,} parameters, {data.size:,} samples, steps {step:,} to {settings.steps:,}", end="")
+    say(f", {len(devices)} devices" if len(devices) > 1 else "", f", {count} processes" if count > 1 else "", sep="")
     snr = runs.terminal_snr(run)
-    if snr > runs.SNR_LIMIT:
+    if snr > runs.SNR_LIMIT and first:
         prior = "the data's moments (sample.match_prior)" if config.sample.match_prior else "N(0, sigma^2): wrong here"
         print(
             f"warning: terminal SNR {snr:.3g} is not small (above {runs.SNR_LIMIT:g}): x_1 still holds the data; "
@@ -91,39 +139,52 @@ def main(argv: list[str]) -> int:
     stop = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stop.append(number))
-    log = Log(directory, step, settings.steps, settings.batch if data.is_image else 1)
-    while step < settings.steps and not stop:
-        events = [every for every in (settings.save_every, settings.sample_every) if every]
-        count = min(settings.visit, settings.steps - step, *(next_multiple(step, every) - step for every in events))
-        index = np.zeros((settings.visit, settings.batch), np.int32)
-        index[:count] = batch_indices(len(data.x), settings.batch, config.seed, step, count)
-        state, metrics = loop(state, key, arrays, index, count)
-        losses = np.asarray(metrics["loss"])[:count]
-        if not np.isfinite(losses).all():
-            bad = step + int(np.argmin(np.isfinite(losses)))
-            kept = checkpoint.steps(run.checkpoints)
-            where = f"the last good checkpoint is {kept[-1]:,}" if kept else "there is no checkpoint yet"
-            log.close()
-            raise configs.ConfigError(
-                f"the loss became {losses[bad - step]} at step {bad:,}; {where}; try a lower train.lr"
-            )
-        step += count
-        log.visit(step, losses.mean(), float(np.mean(np.asarray(metrics["grad_norm"])[:count])))
-        if step % settings.save_every == 0 and step < settings.steps:
-            checkpoint.save(run.checkpoints, state, settings.keep)
-        if settings.sample_every and step % settings.sample_every == 0 and step < settings.steps:
-            log.picture(show(run, state.ema, step), step)
-    if step > start:
-        checkpoint.save(run.checkpoints, state, settings.keep)
-    log.close()
-    if stop:
-        print(f"stopped by {signal.Signals(stop[0]).name}: saved at step {step:,}; the same command goes on from there")
-        return 128 + stop[0]
+    key, part = jax.random.key(config.seed + 1), settings.batch // count
+    rows = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+    chunks = data.read(config.seed, settings.batch, visits(step, settings), rows, position)
+    flops = runs.step_flops(run) if watch.peak_flops() else None
+    log = watch.Log(directory, step, settings.steps, settings.batch if data.is_image else 0, flops, first)
+    writer = checkpoint.Writer(run.checkpoints, settings.keep, settings.keep_every)
+    skipped = 0
+
+    def on_device(chunk):
+        return place(jax.tree.map(lambda a: padded(a, settings.visit), (chunk.x, chunk.labels))), chunk.state
+
+    with contextlib.closing(log), writer, prefetch(chunks, on_device) as ready:
+        for start_of_visit, visit in visits(step, settings):
+            with profiled(directory / "profile", flags["--profile"] and log.visits == 1):
+                waited = ready.waited
+                arrays, position = next(ready)
+                state, metrics = loop(state, key, arrays, np.arange(settings.visit), visit)
+                metrics = {name: np.asarray(values)[:visit] for name, values in metrics.items()}
+            step = start_of_visit + visit
+            skipped = check_finite(metrics, start_of_visit, skipped, settings.skip_nonfinite, run, writer)
+            means = {name: finite_mean(values) for name, values in metrics.items() if values.ndim == 1}
+            log.visit(step, means, ready.waited - waited)
+            log.histogram(step, "loss by log-SNR", EDGES, by_level(metrics["level"], metrics["each"]))
+            leave = parallel.anywhere(bool(stop))
+            if leave or step % settings.save_every == 0 or step == settings.steps:
+                writer.save(state, dict(config=configs.to_dict(config), data=position))
+            if settings.posthoc and (step % settings.snapshot_every == 0 or step == settings.steps):
+                averages = parallel.host({name: tree for name, tree in state.ema.items() if name != "main"})
+                if first:
+                    posthoc.store(directory / "snapshots", step, averages)
+            if leave:
+                break
+            if settings.sample_every and step % settings.sample_every == 0 and step < settings.steps:
+                log.picture(show(run, main_average(state), step, first), step)
+    if stop or step < settings.steps:
+        name = signal.Signals(stop[0]).name if stop else "a signal to another process"
+        say(f"stopped by {name}: saved at step {step:,}; the same command goes on from there")
+        return 128 + (stop[0] if stop else signal.SIGTERM)
 
     # ---------------------------------------------------------------- the end
-    picture = show(run, state.ema, step, final=True)
-    print(f"trained to step {step:,}; samples in {picture}")
+    picture = show(run, main_average(state), step, first, final=True)
+    say(f"trained to step {step:,}; samples in {picture}")
     return 0
+
+
+# -------------------------------------------------------------------- the command line and the directory
 
 
 def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
@@ -138,24 +199,33 @@ def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     return None, argv
 
 
-def next_multiple(step: int, every: int) -> int:
-    return (step // every + 1) * every
+def join_processes(options: dict) -> None:
+    numbers = [options["--processes"], options["--process-id"]]
+    if any(text is not None and not text.isdigit() for text in numbers):
+        raise configs.ConfigError("--processes and --process-id are whole numbers")
+    try:
+        parallel.initialize(options["--coordinator"], *(None if text is None else int(text) for text in numbers))
+    except (ValueError, RuntimeError) as error:
+        raise configs.ConfigError(f"the processes did not come together: {error}") from error
 
 
-def prepare_directory(run: runs.Run, resume: bool) -> None:
+def prepare_directory(run: runs.Run, resume: bool, first: bool) -> None:
     """Write the config into a new run directory, or check that an old one is of the same run."""
     path = run.directory / "config.json"
     if path.is_file():
         old = configs.from_json(path.read_text())
-        free = ("train.steps", "train.save_every", "train.keep", "train.sample_every", "train.threads", "sample")
+        free = ("train.steps", "train.save_every", "train.keep", "train.keep_every", "train.sample_every",
+                "train.threads", "train.devices", "train.fsdp", "sample")  # fmt: skip
         changed = configs.differences(old, run.config, ignore=free)
         if changed:
             a, b = configs.flat(old), configs.flat(run.config)
-            first = f"{changed[0]} was {a.get(changed[0])!r} and is now {b.get(changed[0])!r}"
+            one = f"{changed[0]} was {a.get(changed[0])!r} and is now {b.get(changed[0])!r}"
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-            raise configs.ConfigError(f"{run.directory} holds another run: {first}{more}; choose another --run-dir")
+            raise configs.ConfigError(f"{run.directory} holds another run: {one}{more}; choose another --run-dir")
     if resume and not checkpoint.steps(run.checkpoints):
         raise configs.ConfigError(f"nothing to resume in {run.directory}: no checkpoints; leave --resume out to start")
+    if not first:
+        return
     try:
         (run.directory / "samples").mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
@@ -165,58 +235,74 @@ def prepare_directory(run: runs.Run, resume: bool) -> None:
         raise configs.ConfigError(f"cannot write the run directory {run.directory}: {error.strerror}") from error
 
 
-class Log:
-    """Progress on the terminal, metrics.jsonl and TensorBoard, one entry a visit."""
-
-    def __init__(self, directory: Path, start: int, total: int, images: int):
-        from tensorboardX import SummaryWriter
-
-        self.path, self.total, self.images = directory / "metrics.jsonl", total, images
-        if self.path.exists():  # entries of steps that were lost are made again
-            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= start]
-            self.path.write_text("".join(line + "\n" for line in lines))
-        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
-        self.bar = tqdm(total=total, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-        self.step, self.time, self.first, self.spoke = start, time.perf_counter(), None, 0.0
-
-    def visit(self, step: int, loss: float, grad_norm: float) -> None:
-        now = time.perf_counter()
-        rate = (step - self.step) / (now - self.time)
-        entry = dict(
-            step=step, loss=float(loss), grad_norm=grad_norm, steps_per_s=rate, images_per_s=rate * self.images
-        )
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        for name in ("loss", "grad_norm", "steps_per_s"):
-            self.board.add_scalar(name, entry[name], step)
-        speed = f"{rate * self.images:,.0f} images/s" if self.images > 1 else f"{rate:,.0f} steps/s"
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {speed}")
-        self.bar.update(step - self.step)
-        if self.first is None:
-            self.first = (step, now)  # the first visit compiles: it tells nothing of the rate
-        if self.bar.disable and (now - self.spoke > 10 or step == self.total):
-            done, elapsed = step - self.first[0], now - self.first[1]
-            left = f"{(self.total - step) * elapsed / done:,.0f} s left" if done else "compiled"
-            print(f"step {step:,}/{self.total:,}  loss {loss:.4f}  {speed}  {left}", flush=True)
-            self.spoke = now
-        self.step, self.time = step, now
-
-    def picture(self, path: Path, step: int) -> None:
-        from PIL import Image
-
-        self.board.add_image("samples", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
-        self.time = time.perf_counter()
-
-    def close(self) -> None:
-        self.bar.close()
-        self.board.close()
+# -------------------------------------------------------------------- the loop's small parts
 
 
-def show(run: runs.Run, params, step: int, final: bool = False) -> Path:
+def visits(step: int, settings: configs.Train) -> Iterator[tuple[int, int]]:
+    """(first step, number of steps) of each visit from `step` on: none runs past something that is due."""
+    events = [every for every in (settings.save_every, settings.sample_every) if every]
+    events += [settings.snapshot_every] if settings.posthoc else []
+    while step < settings.steps:
+        count = min(settings.visit, settings.steps - step, *((step // every + 1) * every - step for every in events))
+        yield step, count
+        step += count
+
+
+def padded(a, length: int):
+    """`a` with rows of zeros up to `length`: whole visits and remainders are one program."""
+    return a if len(a) == length else np.concatenate([a, np.zeros((length - len(a), *a.shape[1:]), a.dtype)])
+
+
+def finite_mean(values) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def check_finite(metrics, start: int, skipped: int, limit: int, run: runs.Run, writer) -> int:
+    """How many steps up to now were left out in one go; ConfigError where that is more than the limit."""
+    bad = ~np.isfinite(metrics["loss"]) | ~np.isfinite(metrics["grad_norm"])
+    for i, is_bad in enumerate(bad):
+        skipped = skipped + 1 if is_bad else 0
+        if skipped > limit:
+            writer.wait()
+            kept = checkpoint.steps(run.checkpoints)
+            where = f"the last good checkpoint is {kept[-1]:,}" if kept else "there is no checkpoint yet"
+            times = f", {limit} steps before it left out" if limit else ""
+            raise configs.ConfigError(
+                f"the loss became {metrics['loss'][i]}, its gradient's norm {metrics['grad_norm'][i]}, at step "
+                f"{start + i:,}{times}; {where}; try a lower train.lr"
+            )
+    return skipped
+
+
+def by_level(level, each) -> np.ndarray:
+    """The mean loss of the visit's samples in each interval of log-SNR, nan where there is none."""
+    level = np.clip(level.ravel(), EDGES[0], EDGES[-1])
+    total, number = (np.histogram(level, EDGES, weights=weights)[0] for weights in (each.ravel(), None))
+    return np.where(number, total / np.maximum(number, 1), np.nan)
+
+
+@contextlib.contextmanager
+def profiled(directory: Path, wanted: bool):
+    with jax.profiler.trace(str(directory)) if wanted else contextlib.nullcontext():
+        yield
+
+
+def main_average(state) -> dict:
+    """The averaged parameters that are sampled, whole and on the host: all processes call this together."""
+    return parallel.host(state.ema["main"] if "main" in state.ema else state.ema)
+
+
+# -------------------------------------------------------------------- pictures
+
+
+def show(run: runs.Run, params, step: int, first: bool, final: bool = False) -> Path:
     """Draw samples with fixed noise and write samples/STEP.png: a row per class, or the figure of a plane."""
+    path = run.directory / "samples" / ("final.png" if final else f"{step:07d}.png")
+    if not first:
+        return path
     how, data = run.config.sample, run.dataset
     key = jax.random.key(run.config.seed + 2)
-    path = run.directory / "samples" / ("final.png" if final else f"{step:07d}.png")
     if data.is_image:
         columns = max(1, how.num // max(data.classes, 1)) if data.classes else 10
         labels = np.repeat(np.arange(data.classes), columns) if data.classes else None
@@ -233,8 +319,8 @@ def show(run: runs.Run, params, step: int, final: bool = False) -> Path:
     forward = [(0.0, x0)] + [(t, jdiff.q_sample(run.schedule, x0, jnp.asarray(t), eps)) for t in marks]
     first = jdiff.prior(run.schedule, key, x.shape, times[0], **moments(run))
     backward = [(float(times[i]), first if i == 0 else states[i - 1]) for i in picks[:-1]] + [(0.0, x)]
-    lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
-    plot.plane_figure(path, forward, backward, ([e["step"] for e in lines], [e["loss"] for e in lines]))
+    entries = watch.read_metrics(run.directory / "metrics.jsonl")
+    plot.plane_figure(path, forward, backward, ([e["step"] for e in entries], [e["loss"] for e in entries]))
     return path
 
 
@@ -246,5 +332,5 @@ def moments(run: runs.Run) -> dict:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (configs.ConfigError, checkpoint.CheckpointError, OSError) as error:
+    except (configs.ConfigError, checkpoint.CheckpointError, DataError, OSError) as error:
         configs.fail(error)

@@ -1,6 +1,8 @@
 """Checkpoints: what comes back is what went in, also from a directory with a damaged newest one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -86,3 +88,66 @@ def test_errors(tmp_path):
     damage(tmp_path, 1)
     with pytest.raises(checkpoint.CheckpointError, match="every checkpoint .* is damaged"):
         checkpoint.restore(tmp_path, state_at(0))
+
+
+# ---------------------------------------------------------------- in the background
+
+
+def test_a_writer_writes_what_save_does(tmp_path):
+    """Saved at once or in the background, also when the state is donated away meanwhile: the same checkpoint."""
+    bump = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
+    state = state_at(0)
+    with checkpoint.Writer(tmp_path, keep=2, keep_every=4) as writer:
+        for step in range(1, 8):
+            state = bump(state)
+            assert writer.save(state, dict(about=step)) == step
+    assert checkpoint.steps(tmp_path) == [4, 6, 7]  # the newest two, and the multiple of four
+    same(checkpoint.restore(tmp_path, state_at(0)), state)
+    assert [checkpoint.read_note(tmp_path, step) for step in (6, 7, 8)] == [dict(about=6), dict(about=7), {}]
+    checkpoint.save(tmp_path / "plain", state)
+    same(checkpoint.restore(tmp_path / "plain", state_at(0)), state)
+
+
+def test_older_ones_stay_until_the_newer_is_complete(tmp_path):
+    with checkpoint.Writer(tmp_path, keep=1) as writer:
+        writer.save(state_at(1))
+        writer.wait()
+        writer.save(state_at(2))
+        assert 1 in checkpoint.steps(tmp_path)
+    assert checkpoint.steps(tmp_path) == [2]
+
+
+def test_writer_errors(tmp_path):
+    with pytest.raises(ValueError, match="keep is a number of checkpoints, at least 1, or None for all; got 0"):
+        checkpoint.Writer(tmp_path, keep=0)
+    with pytest.raises(ValueError, match="keep_every is a number of steps, at least 1, or None; got 0"):
+        checkpoint.save(tmp_path, state_at(1), keep_every=0)
+
+
+FULL = """
+import resource, signal, sys
+sys.path[:0] = sys.argv[1:3]
+import test_checkpoint as t
+big = t.state_at(2).replace(params={"params": {"w": t.jax.random.normal(t.jax.random.key(0), (3000, 1000))}})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
+try:
+    t.checkpoint.save(sys.argv[3], big)
+except OSError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+t.checkpoint.save(sys.argv[3], t.state_at(3))
+"""
+
+
+def test_a_full_disk_harms_no_earlier_checkpoint(tmp_path):
+    """A file system that takes no more bytes: one clear line, and what was there restores; then all goes on."""
+    checkpoint.save(tmp_path, state_at(1))
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", FULL, str(here), str(here.parent), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    assert "cannot write checkpoint 2 in" in line and "earlier checkpoints are intact, the last is 1" in line, line
+    assert checkpoint.steps(tmp_path) == [1, 3]
+    same(checkpoint.restore(tmp_path, state_at(0), step=1), state_at(1))

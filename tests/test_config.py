@@ -58,7 +58,7 @@ def test_setting():
         (dict(schedule=Named("discrete", {"table": "quadratic"})), "unknown beta table"),
         (dict(model=Named("unett")), "unknown model"),
         (dict(data=Named("digit")), "unknown data set"),
-        (dict(train=Train(optimizer="adma")), "unknown optimizer"),
+        (dict(train=Train(optimizer=Named("adma"))), "unknown optimizer"),
         (dict(train=Train(ema=Named("constant", {"decay": 2.0}))), "decay must be in"),
         (dict(sample=configs.Sample(grid=Named("discrete"))), "needs schedule 'discrete'"),
         (dict(sample=configs.Sample(solver=Named("ddim", {"churn": 40}))), "solver 'ddim' has no argument 'churn'"),

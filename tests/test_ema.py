@@ -12,6 +12,8 @@ LAWS = {
     "constant": ema.constant(0.9),
     "half_life": ema.half_life(300, 8),
     "warmup": ema.warmup(0.95, inv_gamma=2.0, power=0.75),
+    "power": ema.power(0.2),
+    "power_gamma": ema.power_gamma(6.94),
 }
 
 
@@ -44,6 +46,39 @@ def test_half_life_does_not_depend_on_the_batch(ramp):
     else:  # the integral of d(images) / (0.05 images) from 2,000 to 6,000: 2^(-20 log 3) = 3^(-20 log 2)
         np.testing.assert_allclose(left[1], 3.0 ** (-20 * np.log(2)), rtol=1e-2)
         np.testing.assert_allclose(left[4], left[1], rtol=0.05)
+
+
+@pytest.mark.parametrize("sigma_rel,gamma", [(0.05, 16.97), (0.10, 6.94), (0.15, 3.56)])
+def test_gamma_of_published(sigma_rel, gamma):
+    """arXiv:2312.02696, section 3.1; and back, by eq. 123."""
+    assert round(ema.gamma_of(sigma_rel), 2) == gamma
+    for width in (1e-3, sigma_rel, 12**-0.5, 0.3, 0.3002):
+        assert ema.sigma_rel_of(ema.gamma_of(width)) == pytest.approx(width, rel=1e-12)
+    assert ema.gamma_of(12**-0.5) == pytest.approx(0, abs=1e-12)  # the plain mean: a uniform profile
+
+
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.25])
+def test_power_profile(sigma_rel):
+    """What it keeps of step tau is the power profile's weight of [tau - 1, tau]; mean and width as in closed form."""
+    n, gamma = 1000, ema.gamma_of(sigma_rel)
+
+    def body(average, i):
+        return ema.update(average, jax.nn.one_hot(i, n), ema.power(sigma_rel)(i)), None
+
+    weights, _ = jax.lax.scan(body, jnp.full(n, 7.0), jnp.arange(n))  # of the start, nothing stays
+    edges = np.arange(n + 1) / n
+    np.testing.assert_allclose(weights, np.diff(edges ** (gamma + 1)), rtol=2e-4, atol=1e-9)
+    weights, middle = np.asarray(weights, np.float64), (edges[1:] + edges[:-1]) / 2
+    mean = weights @ middle
+    np.testing.assert_allclose(mean, (gamma + 1) / (gamma + 2), rtol=1e-4)
+    np.testing.assert_allclose(np.sqrt(weights @ (middle - mean) ** 2), sigma_rel, rtol=1e-4)
+
+
+def test_power_after_a_million_steps():
+    """The weight of the newest parameters, (gamma + 1) / t, to float32's rounding of numbers near 1."""
+    for t in (10**3, 10**5, 10**6):
+        new = 1 - float(ema.power(0.1)(t - 1))
+        np.testing.assert_allclose(new, -np.expm1((1 + ema.gamma_of(0.1)) * np.log1p(-1 / t)), atol=6e-8)
 
 
 def test_a_law_takes_any_number_for_a_step():
@@ -82,6 +117,11 @@ def test_the_average_is_of_the_new_parameters():
         lambda: ema.warmup(1.0),
         lambda: ema.warmup(0.99, inv_gamma=0.0),
         lambda: ema.warmup(0.99, power=-1.0),
+        lambda: ema.power(0.0),
+        lambda: ema.power(0.4),
+        lambda: ema.power(float("nan")),
+        lambda: ema.power_gamma(-1.0),
+        lambda: ema.sigma_rel_of(-2.0),
     ],
 )
 def test_errors(law):

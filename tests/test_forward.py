@@ -209,3 +209,15 @@ def test_grid_errors():
     ):
         with pytest.raises(ValueError, match=text):
             call()
+
+
+@pytest.mark.parametrize("T", [3, 100, 1000])
+def test_a_table_moves_at_its_end_knots_as_beside_them(T):
+    """One-sided derivatives at t = 1/T and t = 1, wherever rounding puts these: g^2 there is no half, nor 0."""
+    schedule = jdiff.discrete(jdiff.betas.linear(T, 0.1 / T, min(20 / T, 0.9)))
+    for end, inward in ((1 / T, 1e-2 / T), (1.0, -1e-2 / T)):
+        for nudge in (-1e-7, 0.0, 1e-7):
+            np.testing.assert_allclose(
+                jdiff.sde.derivative(schedule.sigma, jnp.float32(end * (1 + nudge))),
+                jdiff.sde.derivative(schedule.sigma, jnp.float32(end + inward)), rtol=0.05,
+            )  # fmt: skip

@@ -14,11 +14,11 @@ PACKAGE = ROOT / "jdiff"
 FLOORS = """
 arrays noise
 schedules betas forward sde grid oracle
-targets conditioning levels weights
-denoisers losses guidance solvers
+targets conditioning levels weights coupling
+denoisers vlb losses guidance solvers
 sampling adaptive callbacks picard
-ema optim train parallel checkpoint
-data metrics plot config runs
+ema optim train parallel checkpoint posthoc
+data metrics plot watch config runs
 """.split()
 TOWER = ["models", "convert"]
 

@@ -104,6 +104,55 @@ def test_fsdp_takes_the_largest_axis_that_divides():
     }  # fmt: skip
 
 
+def test_a_mesh_of_two_axes():
+    mesh = parallel.mesh(fsdp=2)
+    assert mesh.shape == {"data": 4, "fsdp": 2}
+    sharded = parallel.shard_batch(mesh, DATA)
+    assert {shard.data.shape for shard in sharded.addressable_shards} == {(4, 24)}  # over all eight devices
+    stack = parallel.shard_batch(mesh, DATA.reshape(2, 16, 24), axis=1)
+    assert {shard.data.shape for shard in stack.addressable_shards} == {(2, 2, 24)}
+    spec = parallel.fsdp(mesh, jax.ShapeDtypeStruct((6, 4), jnp.float32), min_size=9).spec
+    assert spec == PartitionSpec("fsdp")
+    with pytest.raises(ValueError, match="8 devices do not divide into groups of fsdp = 3"):
+        parallel.mesh(fsdp=3)
+    with pytest.raises(ValueError, match="a batch of 2 does not divide over 8 devices"):
+        parallel.shard_batch(mesh, DATA[:8].reshape(4, 2, 24), axis=1)
+
+
+def test_initialize_wants_all_or_nothing(monkeypatch):
+    for name in ("SLURM_PROCID", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    assert parallel.initialize() is False
+    with pytest.raises(ValueError, match="all three"):
+        parallel.initialize("localhost:1234")
+    with pytest.raises(ValueError, match="expected a coordinator HOST:PORT and an id from 0 to 1"):
+        parallel.initialize("localhost", 2, 2)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        dict(SLURM_PROCID="0", SLURM_NTASKS="2"), dict(OMPI_COMM_WORLD_SIZE="4"), dict(TPU_WORKER_HOSTNAMES="a,b"),
+        dict(KUBERNETES_SERVICE_HOST="10.0.0.1", JOB_COMPLETION_INDEX="0"),
+    ],
+)  # fmt: skip
+def test_launchers_are_recognised(environment, monkeypatch):
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: called.append(args))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    parallel.initialize()
+    assert called == [()]
+
+
+def test_values_of_one_process():
+    mesh = parallel.mesh(fsdp=4)
+    tree = parallel.place(PARAMS, parallel.fsdp(mesh, PARAMS, min_size=1))
+    close(parallel.host(tree), PARAMS, 0)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(parallel.host(tree)))
+    assert parallel.anywhere(True) and not parallel.anywhere(False)
+
+
 # ---------------------------------------------------------------- one function, however it is run
 
 

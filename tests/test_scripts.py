@@ -25,7 +25,7 @@ from jdiff.config import Config, Named, Sample, Train
 config = Config(
     name="tiny", data=Named("digits", {"held_out": 0.2}), model=Named("unet_digits", {"channels": 8, "heads": 2}),
     schedule=Named("discrete", {"table": "linear", "T": 100}),
-    train=Train(steps=12, batch=8, visit=4, save_every=6, warmup_steps=2), sample=Sample(steps=3, num=10, guidance=2.0),
+    train=Train(steps=12, batch=8, visit=4, save_every=6, devices=1, warmup_steps=2), sample=Sample(steps=3, num=10, guidance=2.0),
 )
 """
 
@@ -35,7 +35,7 @@ from jdiff.config import Config, Named, Sample, Train
 config = Config(
     name="plane", data=Named("scurve", {"n": 500}), model=Named("mlp_step", {"features": 16, "steps": 20}),
     schedule=Named("discrete", {"table": "linear", "T": 20}), conditioning=Named("index", {"T": 20}),
-    train=Train(steps=12, batch=8, visit=4, save_every=6), sample=Sample(steps=3, num=10),
+    train=Train(steps=12, batch=8, visit=4, save_every=6, devices=1), sample=Sample(steps=3, num=10),
 )
 """
 
@@ -171,7 +171,7 @@ def test_bad_training_input(place):
     bad(script("train", tiny, "--train.steps", "many"), "--train.steps", "invalid literal")
     bad(script("train", tiny, "--train.steps", 0), "train.steps must be positive")
     bad(script("train", tiny, "--train.batch", -4), "train.batch must be positive")
-    bad(script("train", tiny, "--train.batch", 5000), "has 1437 samples")
+    bad(script("train", tiny, "--train.batch", 5000), "has 1,437 samples")
     bad(script("train", tiny, "--model.name", "unett", "--run-dir", place / "no"), "unknown model", "'unet'", "mlp")
     bad(script("train", tiny, "--sample.solver.name", "hune", "--run-dir", place / "no"), "unknown solver", "heun")
     bad(script("train", tiny, "--target.name", "noise", "--run-dir", place / "no"), "unknown target", "eps, score")

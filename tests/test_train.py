@@ -10,6 +10,7 @@ import jdiff
 from jdiff import ema, losses, optim, parallel, train
 from jdiff.arrays import BatchKey, normal, positions
 
+KEY = jax.random.key(1)
 PARAMS = {"w": jnp.array([[0.5, -0.2], [0.1, 0.8]]), "b": jnp.array([0.1, -0.1])}
 
 
@@ -314,6 +315,72 @@ def test_loop_takes_pairs_and_returns_all_numbers(labels):
     state, metrics = loop(train.init_state(PARAMS, tx), jax.random.key(0), (data, labels), index, 100)
     assert int(state.step) == 3 and np.isfinite(metrics["loss"]).all()
     assert loop._cache_size() == 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_is_not_finite_can_be_left_out(accumulate):
+    """A batch with an infinity changes nothing but the step; the run is that of the other batches, bit for bit."""
+    tx, params = optax.adam(0.1), {"w": jnp.ones((3, 2))}
+    extra = {"seen": jnp.zeros(())}
+
+    def loss(params, key, data, cond, extra):
+        out = jnp.mean((data @ params["w"] - 1) ** 2)
+        return out, {"each": data[:, 0], "extra": {"seen": extra["seen"] + data.sum()}}
+
+    step = jax.jit(train.make_train_step(loss, tx, 0.5, accumulate=accumulate, skip_nonfinite=True))
+    good = [jax.random.normal(jax.random.key(i), (4, 3)) for i in range(3)]
+    bad = good[0].at[1, 1].set(jnp.inf)
+    state, skipped = train.init_state(params, tx, extra), []
+    for batch in (good[0], bad, good[1], bad, good[2]):
+        state, aux = step(state, KEY, batch)
+        skipped.append(float(aux["skipped"]))
+    want = train.init_state(params, tx, extra)
+    for batch in good:
+        want, _ = step(want, KEY, batch)
+    assert skipped == [0, 1, 0, 1, 0] and int(state.step) == 5
+    for a, b in zip(jax.tree.leaves(state.replace(step=want.step)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_several_averages_are_those_of_single_runs():
+    laws = {"main": 0.5, "slow": lambda step: 1 - 1 / (step + 2)}
+    tx, params = optax.sgd(0.1), {"w": jnp.arange(4.0)}
+
+    def loss(params, key, data, cond):
+        return jnp.sum((params["w"] - data.mean()) ** 2), {}
+
+    def run(decay, averages=None):
+        state = train.init_state(params, tx, averages=averages)
+        step = jax.jit(train.make_train_step(loss, tx, decay))
+        for i in range(4):
+            state, _ = step(state, KEY, jnp.full((2, 1), float(i)))
+        return state
+
+    both = run(laws, averages=laws)
+    for name, law in laws.items():
+        np.testing.assert_array_equal(both.ema[name]["w"], run(law).ema["w"])
+    with pytest.raises(ValueError, match=r"decay has laws for main, slow: make the state with init_state\(averages"):
+        run(laws)
+
+
+def test_the_loop_records_what_it_is_asked_to():
+    tx, params = optax.sgd(0.1), {"w": jnp.ones(3)}
+
+    def loss(params, key, data, cond):
+        each = ((data - params["w"][None]) ** 2).sum(-1)
+        return each.mean(), {"each": each}
+
+    batches = jax.random.normal(KEY, (3, 4, 3))  # three batches of four, picked one by one
+    loop = train.make_train_loop(
+        train.make_train_step(loss, tx, 0.5), record=lambda aux: {"loss": aux["loss"], "each": aux["each"]}
+    )
+    state, metrics = jax.jit(loop)(train.init_state(params, tx), KEY, (batches, None), jnp.arange(3), 2)
+    assert metrics["each"].shape == (3, 4) and np.isnan(metrics["each"][2]).all() and int(state.step) == 2
+    np.testing.assert_allclose(metrics["each"][:2].mean(1), metrics["loss"][:2], rtol=1e-6)
+    one = train.init_state(params, tx)
+    for batch in batches[:2]:
+        one, _ = jax.jit(train.make_train_step(loss, tx, 0.5))(one, KEY, batch)
+    np.testing.assert_allclose(state.params["w"], one.params["w"], rtol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_shows_its_step():

@@ -1,7 +1,27 @@
-"""Data sets: arrays in memory, their held-out part, and the way to and from the model's numbers."""
+"""Data sets: what they are, where they come from, the order they are read in, and augmentation on the device.
 
-from jdiff.data.dataset import Dataset
-from jdiff.data.embedded import DATASETS, digits, load, scurve, scurve_points
-from jdiff.data.order import batch_indices
+A data set has `name`, `size`, `shape`, `classes`, `is_image`, `in_memory`, `held_x`, `held_labels`, `to_model`,
+`to_data`, `moments()` and `read(seed, batch, visits, rows, state)`, whether it lies in memory (`Dataset`), is decoded
+as it is read (`Records`) or can only be read forwards (`Stream`).
+"""
 
-__all__ = ["DATASETS", "Dataset", "batch_indices", "digits", "load", "scurve", "scurve_points"]
+from jdiff.data.augmentation import augment, flip
+from jdiff.data.background import Prefetch, prefetch
+from jdiff.data.dataset import Batches, DataError, Dataset
+from jdiff.data.embedded import circles, digits, moons, scurve, scurve_points, swiss_roll
+from jdiff.data.from_arrays import arrays
+from jdiff.data.from_folder import folder
+from jdiff.data.from_tfds import tfds
+from jdiff.data.named import celeba, cifar10, fashion_mnist, imagenet64, mnist
+from jdiff.data.order import batch_indices, hold_out
+from jdiff.data.records import Records
+from jdiff.data.registry import DATASETS, load, register_dataset
+from jdiff.data.stream import Stream
+from jdiff.data.write import write_tfds
+
+__all__ = [
+    "DATASETS", "Batches", "DataError", "Dataset", "Prefetch", "Records", "Stream", "arrays", "augment",
+    "batch_indices", "celeba", "cifar10", "circles", "digits", "fashion_mnist", "flip", "folder", "hold_out",
+    "imagenet64", "load", "mnist", "moons", "prefetch", "register_dataset", "scurve", "scurve_points", "swiss_roll",
+    "tfds", "write_tfds",
+]  # fmt: skip

@@ -1,10 +1,29 @@
-"""What a data set is."""
+"""What a data set is; and the one that lies in memory."""
 
 import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jdiff.data.order import batch_indices, own_rows
+
+
+class DataError(ValueError):
+    """Data cannot be read as asked; the message is one line: what was wrong, what was expected, what to do."""
+
+
+class Batches(NamedTuple):
+    """Consecutive batches, as stored: x (count, rows, ...), labels (count, rows) int32 or None.
+
+    `state` is the position after the last of them, JSON-able, where the source needs one to go on; else None.
+    """
+
+    x: np.ndarray
+    labels: np.ndarray | None
+    state: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +40,8 @@ class Dataset:
     held_labels: np.ndarray | None
     classes: int = 0
 
+    in_memory = True
+
     @property
     def is_image(self) -> bool:
         """Whether samples are images."""
@@ -31,16 +52,61 @@ class Dataset:
         """The shape of one sample."""
         return self.x.shape[1:]
 
+    @property
+    def size(self) -> int:
+        """The number of training samples."""
+        return len(self.x)
+
     def to_model(self, x) -> jax.Array:
         """Stored numbers to the model's, float32: images from 0..255 to [-1, 1]; on the device, also under jit."""
-        return jnp.asarray(x, jnp.float32) / 127.5 - 1 if self.is_image else jnp.asarray(x, jnp.float32)
+        return to_model(x, self.is_image)
 
     def to_data(self, x) -> np.ndarray:
         """The model's numbers to stored ones: images clipped and rounded to uint8, planes float32."""
-        x = np.asarray(x, np.float32)
-        return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8) if self.is_image else x
+        return to_data(x, self.is_image)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """(mean, std) of the training set in the model's numbers, each of the shape of one sample."""
-        x = np.asarray(self.to_model(self.x), np.float64)
-        return x.mean(0).astype(np.float32), x.std(0).astype(np.float32)
+        return moments(self.x, self.is_image)
+
+    def read(
+        self, seed: int, batch: int, visits: Iterable[tuple[int, int]], rows: slice = slice(None), state: Any = None
+    ) -> Iterator[Batches]:
+        """For each (start, count) of `visits`, batches start, ..., start + count - 1 of the endless shuffled stream.
+
+        Batch k is a function of (seed, batch, k) alone. `rows` is the slice of each batch that this process takes.
+        Raises ValueError for fewer samples than a batch.
+        """
+        del state  # the order is a function of the step
+        own_rows(rows, batch)
+        for start, count in visits:
+            index = batch_indices(self.size, batch, seed, start, count)[:, rows]
+            labels = None if self.labels is None else np.take(self.labels, index)
+            yield Batches(np.take(self.x, index, axis=0), labels)
+
+
+def to_model(x, is_image: bool) -> jax.Array:
+    """Stored numbers to the model's, float32: images from 0..255 to [-1, 1]."""
+    return jnp.asarray(x, jnp.float32) / 127.5 - 1 if is_image else jnp.asarray(x, jnp.float32)
+
+
+def to_data(x, is_image: bool) -> np.ndarray:
+    """The model's numbers to stored ones: images clipped and rounded to uint8, planes float32."""
+    x = np.asarray(x, np.float32)
+    return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8) if is_image else x
+
+
+def moments(x: np.ndarray, is_image: bool, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, std) over the rows of stored samples, in the model's numbers."""
+    # sums of 256 squared pixels stay below 2^24: exact in float32
+    kind = np.float32 if is_image else np.float64
+    total, square = np.zeros(x.shape[1:]), np.zeros(x.shape[1:])
+    middle = kind(0) if is_image else np.mean(x, 0, dtype=kind)
+    for first in range(0, len(x), chunk):
+        part = x[first : first + chunk].astype(kind) - middle
+        total += part.sum(0)
+        square += (part * part).sum(0)
+    mean = total / len(x)
+    std = np.sqrt(np.maximum(square / len(x) - mean**2, 0))
+    scale, shift = (127.5, -1.0) if is_image else (1.0, 0.0)
+    return ((middle + mean) / scale + shift).astype(np.float32), (std / scale).astype(np.float32)

@@ -1,25 +1,12 @@
 """The data sets that scikit-learn ships or makes: no download."""
 
-import difflib
-
 import numpy as np
 
 from jdiff.data.dataset import Dataset
+from jdiff.data.registry import register_dataset
 
 
-def scurve_points(n: int, seed: int, noise: float = 0.1) -> np.ndarray:
-    """n fresh points of the S curve seen from its side: coordinates 0 and 2, divided by 10; float32 (n, 2)."""
-    from sklearn.datasets import make_s_curve
-
-    points, _ = make_s_curve(n, noise=noise, random_state=seed)
-    return (points[:, [0, 2]] / 10).astype(np.float32)
-
-
-def scurve(n: int = 10_000, seed: int = 0, noise: float = 0.1) -> Dataset:
-    """The S curve in the plane, n points to train on and as many held out."""
-    return Dataset("scurve", scurve_points(n, seed, noise), None, scurve_points(n, seed + 1, noise), None)
-
-
+@register_dataset
 def digits(held_out: float = 0.2, seed: int = 0) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8x8 real scans with 17 grey levels, split by class.
 
@@ -37,13 +24,52 @@ def digits(held_out: float = 0.2, seed: int = 0) -> Dataset:
     return Dataset("digits", x, labels, held_x, held_labels, classes=10)
 
 
-DATASETS = {"digits": digits, "scurve": scurve}
+def scurve_points(n: int, seed: int, noise: float = 0.1) -> np.ndarray:
+    """n fresh points of the S curve seen from its side: coordinates 0 and 2, divided by 10; float32 (n, 2)."""
+    from sklearn.datasets import make_s_curve
+
+    points, _ = make_s_curve(n, noise=noise, random_state=seed)
+    return (points[:, [0, 2]] / 10).astype(np.float32)
 
 
-def load(name: str, **args) -> Dataset:
-    """The named data set. Raises ValueError for an unknown name, listing the valid ones."""
-    if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"unknown data set {name!r}{hint}; one of {', '.join(DATASETS)}")
-    return DATASETS[name](**args)
+@register_dataset
+def scurve(n: int = 10_000, seed: int = 0, noise: float = 0.1) -> Dataset:
+    """The S curve in the plane, n points to train on and as many held out."""
+    return Dataset("scurve", scurve_points(n, seed, noise), None, scurve_points(n, seed + 1, noise), None)
+
+
+@register_dataset
+def swiss_roll(n: int = 10_000, seed: int = 0, noise: float = 0.5) -> Dataset:
+    """The Swiss roll seen from its side, coordinates 0 and 2 divided by 15; n points, and as many held out."""
+    from sklearn.datasets import make_swiss_roll
+
+    def points(seed):
+        return make_swiss_roll(n, noise=noise, random_state=seed)[0][:, [0, 2]] / 15
+
+    return _plane("swiss_roll", points, seed)
+
+
+@register_dataset
+def moons(n: int = 10_000, seed: int = 0, noise: float = 0.05) -> Dataset:
+    """Two interleaved half circles of radius 1, their common centre moved to 0; n points, and as many held out."""
+    from sklearn.datasets import make_moons
+
+    def points(seed):
+        return make_moons(n, noise=noise, random_state=seed)[0] - [0.5, 0.25]
+
+    return _plane("moons", points, seed)
+
+
+@register_dataset
+def circles(n: int = 10_000, seed: int = 0, noise: float = 0.05, factor: float = 0.5) -> Dataset:
+    """Two concentric circles of radius 1 and `factor`; n points, and as many held out."""
+    from sklearn.datasets import make_circles
+
+    def points(seed):
+        return make_circles(n, noise=noise, factor=factor, random_state=seed)[0]
+
+    return _plane("circles", points, seed)
+
+
+def _plane(name: str, points, seed: int) -> Dataset:
+    return Dataset(name, points(seed).astype(np.float32), None, points(seed + 1).astype(np.float32), None)

@@ -100,6 +100,11 @@ class EDM2UNet(nn.Module):
         logvar = MPConv(1, name="logvar")(MPFourier(self.logvar_channels, name="logvar_fourier")(label))[:, 0]
         return (out, logvar) if return_logvar else out
 
+    @staticmethod
+    def project_weights(params):
+        """`normalize_weights`, for `make_train_step`."""
+        return normalize_weights(params)
+
     def _embed(self, label, cond, widths):
         """What each block is told: silu of noise and class, joined."""
         features = self.embed_channels or max(widths)

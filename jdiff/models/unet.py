@@ -87,8 +87,9 @@ class UNet(nn.Module):
     Numbers: `adaptive`, `skip_scale`, `groups`, `min_group_width` and `epsilon` are the blocks'; `label_scale`,
     `wave_multiplier`, `endpoint`, `fourier` those of the noise embedding; `kernel_init` is the law of initial values,
     the last convolutions starting at `out_scale` of its variance and queries, keys and values at `qkv_scale`.
-    `out_multiplier` 2 gives a network with learned variance. Parameters, norms and output are float32, convolutions
-    in `dtype`; `remat` computes each block again in the backward pass instead of keeping its inside.
+    `out_multiplier` 2 gives a network with learned variance, 1/2 one that sees an earlier estimate beside x.
+    Parameters, norms and output are float32, convolutions in `dtype`; `remat` computes each block again in the backward
+    pass instead of keeping its inside.
     """
 
     channels: int = 64
@@ -99,7 +100,7 @@ class UNet(nn.Module):
     num_classes: int = 0
     dropout: float = 0.0
     label_scale: float = 200.0
-    out_multiplier: int = 1
+    out_multiplier: float = 1
     dtype: Any = None
     head_channels: int = 0
     decoder_attention: str = "each"
@@ -163,7 +164,7 @@ class UNet(nn.Module):
     def __call__(self, x, label, cond=None, train: bool = False, augment=None):
         """x: (B, *sizes, C); label: (B,); cond: (B,) or None; returns F, (B, *sizes, C out_multiplier)."""
         self._check(x)
-        out_channels = x.shape[-1] * self.out_multiplier
+        out_channels = int(x.shape[-1] * self.out_multiplier)
         embedding = self._embedding(len(x), label, cond, augment)
         h = self._conv("in", self.first_channels or self.channels)(x)
         kept, image = [h], x

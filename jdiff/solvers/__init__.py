@@ -8,6 +8,7 @@ from jdiff.solvers.ddim import DDIM, DDPM
 from jdiff.solvers.dpm import DPMpp2M, DPMpp2MSDE, DPMpp3M, DPMpp3MSDE, DPMSolverM
 from jdiff.solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector
 from jdiff.solvers.multistep import Multistep
+from jdiff.solvers.remember import Remember
 from jdiff.solvers.restart import Restart
 from jdiff.solvers.runge_kutta import RK4, Euler, Heun, RungeKutta
 from jdiff.solvers.stages import DPM2, DPMpp2S, DPMppSDE, DPMSolver, SingleStep
@@ -47,6 +48,7 @@ __all__ = [
     "PNDM",
     "PredictorCorrector",
     "RK4",
+    "Remember",
     "Restart",
     "RungeKutta",
     "SASolver",

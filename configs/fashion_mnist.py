@@ -1,0 +1,30 @@
+"""Fashion-MNIST by DDPM, as configs/mnist.py: 28x28 pictures of clothes of ten classes.
+
+python scripts/train.py configs/fashion_mnist.py
+"""
+
+from jdiff.config import Config, Named, Sample, Train
+
+T = 1000
+
+config = Config(
+    name="fashion_mnist",
+    data=Named("fashion_mnist", {"data_dir": None}),
+    model=Named("unet", {"channels": 32, "multipliers": (1, 2, 2), "blocks": 1, "attention": (2,), "dropout": 0.1}),
+    schedule=Named("discrete", {"table": "cosine", "T": T}),
+    target=Named("eps"),
+    levels=Named("knots", {"T": T}),
+    train=Train(
+        steps=6000,
+        batch=64,
+        lr=1e-3,
+        lr_schedule=Named("cosine"),
+        warmup_steps=200,
+        ema=Named("half_life", {"images": 20_000.0}),
+        label_dropout=0.1,
+        visit=50,
+        save_every=1000,
+        sample_every=1000,
+    ),
+    sample=Sample(solver=Named("heun"), grid=Named("log_snr"), steps=20, guidance=2.0, num=100),
+)

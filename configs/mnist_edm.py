@@ -1,0 +1,30 @@
+"""MNIST by EDM: the network and budget of configs/mnist.py, Karras' preconditioning, levels and grid.
+
+python scripts/train.py configs/mnist_edm.py
+python scripts/evaluate.py runs/mnist_edm
+"""
+
+from jdiff.config import Config, Named, Sample, Train
+
+config = Config(
+    name="mnist_edm",
+    data=Named("mnist", {"data_dir": None}),
+    model=Named("unet", {"channels": 32, "multipliers": (1, 2, 2), "blocks": 1, "attention": (2,), "dropout": 0.1}),
+    schedule=Named("edm"),
+    target=Named("edm"),
+    conditioning=Named("edm"),
+    levels=Named("log_normal", {"mean": -1.2, "std": 1.2}),
+    train=Train(
+        steps=6000,
+        batch=64,
+        lr=1e-3,
+        lr_schedule=Named("cosine"),
+        warmup_steps=200,
+        ema=Named("half_life", {"images": 20_000.0}),
+        label_dropout=0.1,
+        visit=50,
+        save_every=1000,
+        sample_every=1000,
+    ),
+    sample=Sample(solver=Named("heun"), grid=Named("karras"), steps=18, guidance=2.0, num=100),
+)

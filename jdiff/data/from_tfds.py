@@ -1,0 +1,163 @@
+"""Sets of TensorFlow Datasets, prepared as array_record: read without TensorFlow."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+
+from jdiff.data.dataset import DataError
+from jdiff.data.images import from_bytes
+from jdiff.data.order import spread
+from jdiff.data.records import CACHE, HELD, Records, decode, fits
+from jdiff.data.registry import register_dataset
+
+
+@register_dataset
+def tfds(
+    name: str,
+    split: str = "train",
+    held_split: str | None = "test",
+    data_dir: str | None = None,
+    image: str = "image",
+    label: str | None = "label",
+    size: int | None = None,
+    crop: int | None = None,
+    pad: int = 0,
+    channels: int | None = None,
+    cache: int = CACHE,
+    threads: int = 4,
+) -> Records:
+    """A set of images of TensorFlow Datasets, such as "cifar10", prepared before as array_record in `data_dir`.
+
+    `split` may be a slice, "train[:90%]". `image` and `label` name features; label=None is a set without classes.
+    With `size`, the central square (of side `crop`, else the largest) is resized to it; then `pad` black pixels are
+    added on every side. Sets of at most `cache` bytes are kept in memory, others decoded by `threads` as they are
+    read. Nothing is downloaded: raises DataError with the command that prepares the set, if it is absent.
+    """
+    if threads < 1 or pad < 0 or (crop is not None and size is None):
+        raise DataError(
+            f"tfds: threads must be positive, pad 0 or more, and crop needs size; got {threads=}, {pad=}, {crop=}, "
+            f"{size=}"
+        )
+    builder = _builder(name, data_dir)
+    shape, channels, classes = _features(builder, image, label, size, channels)
+    shape = (shape[0] + 2 * pad, shape[1] + 2 * pad, channels)
+
+    def open_split(split):
+        from tensorflow_datasets import decode as how
+
+        try:
+            raw = how.DeserializeMethod.RAW_BYTES
+            return builder.as_data_source(split=split, deserialize_method=raw)
+        except (ValueError, KeyError) as error:
+            raise DataError(f"tfds: {name}: {' '.join(str(error).split())}") from error
+
+    def take_of(source):
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        def take(rows):
+            x, labels = np.zeros((len(rows), *shape), np.uint8), np.zeros(len(rows), np.int32)
+            inner = x[:, pad : shape[0] - pad, pad : shape[1] - pad]
+            for i, record in enumerate(source.__getitems__([int(row) for row in rows])):
+                # only these two features are parsed: TFDS would decode all of them, at half the speed
+                feature = tf_example_pb2.Example.FromString(record).features.feature
+                try:
+                    pixels = from_bytes(feature[image].bytes_list.value[0], size, channels, crop)
+                except (ValueError, IndexError) as error:
+                    raise DataError(f"tfds: {name}: record {rows[i]} cannot be read ({error})") from error
+                if pixels.shape != inner.shape[1:]:
+                    raise DataError(f"tfds: {name}: record {rows[i]} is {pixels.shape}, others {inner.shape[1:]}")
+                inner[i] = pixels
+                if classes:
+                    labels[i] = feature[label].int64_list.value[0]
+            return x, labels if classes else None
+
+        return take
+
+    def held():
+        if held_split is None:
+            return np.zeros((0, *shape), np.uint8), np.zeros(0, np.int32) if classes else None
+        return decode(take_of(held_source), spread(len(held_source), HELD), shape, threads)
+
+    source = open_split(split)
+    held_source = None if held_split is None else open_split(held_split)
+    return Records(
+        name=builder.name,
+        size=len(source),
+        shape=shape,
+        take=take_of(source),
+        held=held,
+        classes=classes,
+        in_memory=fits(len(source), shape, cache),
+        threads=threads,
+    )
+
+
+def _builder(name: str, data_dir: str | None):
+    """The builder of a prepared set. Raises DataError with the command that prepares it."""
+    try:
+        import tensorflow_datasets as library
+    except ImportError as error:
+        raise DataError("tfds: reading TensorFlow Datasets needs: pip install tensorflow-datasets grain") from error
+    where = None if data_dir is None else str(Path(data_dir).expanduser())
+    try:
+        with _quiet():
+            builder = library.builder(name, data_dir=where)
+            prepared = builder.is_prepared()
+    except Exception as error:  # TFDS raises a class of its own for an unknown name, AssertionError, ImportError
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        place = where or "its default data_dir"
+        raise DataError(f"tfds: {name!r} is neither known to TFDS nor prepared in {place}: {reason}") from error
+    directory = f", data_dir={where!r}" if where else ""
+    command = (
+        f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}{directory}, '
+        "file_format='array_record').download_and_prepare()\""
+    )
+    if not prepared:
+        raise DataError(
+            f"tfds: {name} is not prepared in {builder.data_dir}; where there is a network, and TensorFlow for this "
+            f"once, run: {command}"
+        )
+    form = builder.info.file_format.value
+    if form != "array_record":
+        raise DataError(
+            f"tfds: {name} is prepared as {form} in {builder.data_dir}, and is read as array_record; prepare it so in "
+            f"another data_dir: {command}"
+        )
+    return builder
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the warnings of TFDS, which come beside the one line that says what is wrong."""
+    from absl import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _features(builder, image: str, label: str | None, size: int | None, channels: int | None):
+    """((height, width), channels, classes) of the samples. Raises DataError for features that are not as expected."""
+    from tensorflow_datasets import features as kinds
+
+    features = builder.info.features
+    images = [key for key, feature in features.items() if isinstance(feature, kinds.Image)]
+    labels = [key for key, feature in features.items() if isinstance(feature, kinds.ClassLabel)]
+    if image not in images:
+        raise DataError(f"tfds: {builder.name} has no image {image!r}; image= is one of {', '.join(images) or 'none'}")
+    if label is not None and label not in labels:
+        raise DataError(
+            f"tfds: {builder.name} has no class label {label!r}; label= is one of {', '.join([*labels, 'None'])}"
+        )
+    *sides, stored = features[image].shape
+    if size is None and None in sides:
+        raise DataError(f"tfds: the images of {builder.name} differ in size; give the size= they are resized to")
+    channels = channels or (1 if stored == 1 else 3)
+    if channels not in (1, 3) or features[image].np_dtype != np.uint8:
+        raise DataError(f"tfds: {builder.name}: expected channels 1 or 3, uint8; got {channels}")
+    classes = 0 if label is None else features[label].num_classes
+    return ((size, size) if size else tuple(sides)), channels, classes

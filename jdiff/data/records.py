@@ -1,0 +1,135 @@
+"""A data set that is decoded as it is read, in the order in which one in memory is read."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from jdiff.data.dataset import Batches, DataError, Dataset, moments, to_data, to_model
+from jdiff.data.order import batch_indices, own_rows, spread
+
+Take = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+CACHE = 2**30  # bytes a training set may take in memory, unless told otherwise
+HELD = 10_000  # held-out samples kept in memory at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """A set of images that are decoded on demand: `take(rows (n,)) -> (x (n, H, W, C) uint8, labels (n,) or None)`.
+
+    With `in_memory` all are decoded on first use, and kept. `held()` makes the held-out (x, labels). `take` is called
+    by several threads at once. Reading needs grain.
+    """
+
+    name: str
+    size: int
+    shape: tuple[int, ...]
+    take: Take
+    held: Callable[[], tuple[np.ndarray, np.ndarray | None]]
+    classes: int = 0
+    in_memory: bool = False
+    threads: int = 4
+
+    is_image = True
+
+    @functools.cached_property
+    def stored(self) -> Dataset:
+        """The whole set, decoded. Raises DataError if it is too large to be kept in memory."""
+        if not self.in_memory:
+            gib = self.size * np.prod(self.shape) / 2**30
+            raise DataError(f"{self.name} takes {gib:.1f} GiB in memory, more than its cache; read it, or raise cache=")
+        x, labels = decode(self.take, np.arange(self.size), self.shape, self.threads)
+        return Dataset(self.name, x, labels, x[:0], None if labels is None else labels[:0], self.classes)
+
+    @property
+    def x(self) -> np.ndarray:
+        """All training samples, (N, H, W, C) uint8, where the set is kept in memory."""
+        return self.stored.x
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """All training labels, (N,) int32 or None, where the set is kept in memory."""
+        return self.stored.labels
+
+    @functools.cached_property
+    def _held(self) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.held()
+
+    @property
+    def held_x(self) -> np.ndarray:
+        """Held-out samples, decoded on first use: at most 10,000, evenly spaced."""
+        return self._held[0]
+
+    @property
+    def held_labels(self) -> np.ndarray | None:
+        """Their labels."""
+        return self._held[1]
+
+    def to_model(self, x) -> jax.Array:
+        """0..255 to [-1, 1], float32; on the device, also under jit."""
+        return to_model(x, True)
+
+    def to_data(self, x) -> np.ndarray:
+        """[-1, 1] to uint8, clipped and rounded."""
+        return to_data(x, True)
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """(mean, std) of the training set in the model's numbers; of 4,096 evenly spaced samples if not in memory."""
+        return self.stored.moments() if self.in_memory else moments(self.take(spread(self.size, 4096))[0], True)
+
+    def read(
+        self, seed: int, batch: int, visits: Iterable[tuple[int, int]], rows: slice = slice(None), state: Any = None
+    ) -> Iterator[Batches]:
+        """As `Dataset.read`, with the same batches, decoded ahead of their use by threads."""
+        if self.in_memory:
+            return self.stored.read(seed, batch, visits, rows)
+        return self._stream(seed, batch, visits, rows)
+
+    def _stream(self, seed, batch, visits, rows) -> Iterator[Batches]:
+        own_rows(rows, batch)
+        position, batches = None, None
+        try:
+            for start, count in visits:
+                if start != position:
+                    if batches is not None:
+                        batches.close()
+                    batches = self._batches(seed, batch, rows, start)
+                chunk = [next(batches) for _ in range(count)]
+                position = start + count
+                x, labels = (np.stack(part) if part[0] is not None else None for part in zip(*chunk, strict=True))
+                yield Batches(x, labels)
+        finally:
+            if batches is not None:
+                batches.close()
+
+    def _batches(self, seed: int, batch: int, rows: slice, start: int):
+        """Batches start, start + 1, ... without end, this process's rows of them, read ahead by Grain."""
+        import grain
+
+        def read_batch(k):
+            return self.take(batch_indices(self.size, batch, seed, int(k), 1)[0, rows])
+
+        ahead = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
+        return iter(grain.MapDataset.range(start, 2**48).map(read_batch).to_iter_dataset(ahead))
+
+
+def decode(take: Take, rows: np.ndarray, shape: tuple[int, ...], threads: int, chunk: int = 256):
+    """(x (n, ...) uint8, labels (n,) or None) of many rows, by several threads."""
+    x, labels = np.empty((len(rows), *shape), np.uint8), [None] * -(-len(rows) // chunk)
+
+    def fill(i):
+        part = slice(i * chunk, (i + 1) * chunk)
+        x[part], labels[i] = take(rows[part])
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill, range(len(labels))))
+    return x, np.concatenate(labels) if labels and labels[0] is not None else None
+
+
+def fits(size: int, shape: tuple[int, ...], cache: int) -> bool:
+    """Whether so many samples take at most `cache` bytes."""
+    return size * int(np.prod(shape)) <= cache

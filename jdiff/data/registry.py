@@ -1,0 +1,25 @@
+"""Data sets by name: `@register_dataset` on a function that returns one. Any file that is imported can add its own."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+DATASETS: dict[str, Callable[..., Any]] = {}
+
+
+def register_dataset(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Register `make(**args) -> data set` under its own name, for configs. Raises ValueError if the name is taken."""
+    name = make.__name__
+    if name in DATASETS and DATASETS[name].__module__ != make.__module__:
+        raise ValueError(f"a data set named {name!r} is registered already, by {DATASETS[name].__module__}")
+    DATASETS[name] = make
+    return make
+
+
+def load(name: str, /, **args):
+    """The named data set. Raises ValueError for an unknown name, listing the valid ones."""
+    if name not in DATASETS:
+        close = difflib.get_close_matches(name, DATASETS, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"unknown data set {name!r}{hint}; one of {', '.join(DATASETS)}")
+    return DATASETS[name](**args)

@@ -1,0 +1,122 @@
+"""A source that can only be read forwards: its position is saved, since no step tells it."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jdiff.data.dataset import Batches, DataError, moments, to_data, to_model
+from jdiff.data.order import own_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A data set over `make(seed) -> grain.IterDataset`, an endless stream of single samples.
+
+    `decode(element) -> (x, label)`, label None without classes, is called only for the rows that a process keeps, so
+    work put there is not done twice; without it elements are such pairs, or x alone. Every process reads the whole
+    stream: so the saved position is the same in all of them, whatever their number. x is uint8 (H, W, C), or float32.
+    `size`, the samples of an epoch, is for reports.
+    """
+
+    name: str
+    make: Callable[[int], Any]
+    shape: tuple[int, ...]
+    size: int
+    classes: int = 0
+    decode: Callable[[Any], tuple[Any, Any]] | None = None
+    held_x: np.ndarray | None = None
+    held_labels: np.ndarray | None = None
+
+    in_memory = False
+
+    def __post_init__(self):
+        if self.held_x is None:
+            object.__setattr__(self, "held_x", np.zeros((0, *self.shape), self._dtype))
+            object.__setattr__(self, "held_labels", np.zeros(0, np.int32) if self.classes else None)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether samples are images: (H, W, C)."""
+        return len(self.shape) == 3
+
+    @property
+    def _dtype(self):
+        return np.uint8 if self.is_image else np.float32
+
+    def to_model(self, x) -> jax.Array:
+        """Stored numbers to the model's, float32: images from 0..255 to [-1, 1]; on the device, also under jit."""
+        return to_model(x, self.is_image)
+
+    def to_data(self, x) -> np.ndarray:
+        """The model's numbers to stored ones: images clipped and rounded to uint8, planes float32."""
+        return to_data(x, self.is_image)
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """(mean, std) of the first 4,096 samples of seed 0, in the model's numbers."""
+        chunk = next(self.read(0, 64, [(0, 64)]))
+        return moments(chunk.x.reshape(-1, *self.shape), self.is_image)
+
+    def read(
+        self, seed: int, batch: int, visits: Iterable[tuple[int, int]], rows: slice = slice(None), state: Any = None
+    ) -> Iterator[Batches]:
+        """As `Dataset.read`; each chunk carries the position after its last batch, to be given back as `state`.
+
+        Without `state`, batches before the first asked for are read and thrown away. Raises DataError if the stream
+        ends, if a sample is not of `shape`, or if `state` belongs to another place.
+        """
+        own, iterator, position = set(own_rows(rows, batch)), iter(self.make(seed)), 0
+        if state is not None:
+            position = state["batch"]
+            iterator.set_state(state["iterator"])
+        try:
+            for start, count in visits:
+                if start < position or (state is not None and start != position):
+                    raise DataError(f"{self.name}: batch {start} was asked for, but its stream is at batch {position}")
+                self._pull(iterator, (start - position) * batch, ())
+                samples = self._pull(iterator, count * batch, own, batch)
+                x, labels = zip(*samples, strict=True)
+                position = start + count
+                yield Batches(
+                    np.stack(x).reshape(count, len(own), *self.shape),
+                    np.array(labels, np.int32).reshape(count, len(own)) if self.classes else None,
+                    dict(batch=position, iterator=_plain(iterator.get_state())),
+                )
+        finally:
+            iterator.close()
+
+    def _pull(self, iterator, n: int, own, batch: int = 1) -> list:
+        """The next n samples; those kept that are in the rows `own` of their batch."""
+        kept = []
+        for i in range(n):
+            try:
+                element = next(iterator)
+            except StopIteration:
+                raise DataError(f"{self.name}: the stream ended; make it endless, as with .repeat()") from None
+            if i % batch in own:
+                kept.append(self._sample(element))
+        return kept
+
+    def _sample(self, element) -> tuple[np.ndarray, Any]:
+        if self.decode is not None:
+            element = self.decode(element)
+        x, label = element if isinstance(element, tuple) else (element, None)
+        x = np.asarray(x)
+        if x.shape != tuple(self.shape) or (self.is_image and x.dtype != np.uint8):
+            raise DataError(
+                f"{self.name}: a sample is {x.dtype} {x.shape}; expected {self._dtype.__name__} {self.shape}"
+            )
+        if (label is None) == bool(self.classes):
+            raise DataError(f"{self.name}: label {label!r} of a set of {self.classes} classes")
+        return x.astype(self._dtype, copy=False), label
+
+
+def _plain(state):
+    """The state as it will be after a checkpoint, and apart from the iterator's own."""
+    try:
+        return json.loads(json.dumps(state))
+    except TypeError as error:
+        raise DataError(f"the state of a stream must be plain JSON to be saved: {error}") from error

@@ -1,0 +1,125 @@
+"""Watching a run: progress on the terminal, metrics.jsonl, TensorBoard, and what the numbers mean for the machine."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+# dense bfloat16 products a second of one device, as their makers state them, by what JAX calls the device
+PEAK_FLOPS = {
+    "NVIDIA V100": 125e12, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12, "NVIDIA B200": 2250e12, "TPU v2": 22.5e12, "TPU v3": 61.5e12, "TPU v4": 275e12,
+    "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12,
+}  # fmt: skip
+
+
+def peak_flops() -> float | None:
+    """What the run's devices can do together, FLOP/s; None where the kind is not known."""
+    kind = jax.devices()[0].device_kind
+    known = [(name, peak) for name, peak in PEAK_FLOPS.items() if kind.startswith(name)]
+    return max(known)[1] * jax.device_count() if known else None  # the longest name that fits
+
+
+def memory() -> float | None:
+    """The most memory that this process's first device has held, in GB; None where the platform does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["peak_bytes_in_use"] / 1e9 if "peak_bytes_in_use" in stats else None
+
+
+class Log:
+    """One entry a visit, on the terminal, in metrics.jsonl and for TensorBoard; a process that is not `first` is mute.
+
+    `images`: samples in a step, shown as a rate, or 0 for steps; `flops`: of one step, for the share of the machine's
+    peak (MFU), or None.
+    """
+
+    def __init__(
+        self, directory: Path, start: int, total: int, images: int, flops: float | None = None, first: bool = True
+    ):
+        from tqdm import tqdm
+
+        self.path, self.total, self.images, self.first = directory / "metrics.jsonl", total, images, first
+        self.flops, self.peak, self.board = flops, peak_flops(), None
+        if first:
+            from tensorboardX import SummaryWriter
+
+            if self.path.exists():  # entries of steps that were lost are made again; the last may be half a line
+                self.path.write_text("".join(line + "\n" for line in _lines(self.path) if _step(line) <= start))
+            self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+        quiet = not (first and sys.stderr.isatty())
+        self.bar = tqdm(total=total, initial=start, unit="step", disable=quiet, dynamic_ncols=True)
+        self.step, self.time, self.compiled, self.spoke, self.visits = start, time.perf_counter(), None, 0.0, 0
+
+    def visit(self, step: int, numbers: dict[str, float], waited: float = 0.0) -> None:
+        """Note the steps since the last visit: their mean `numbers`, `loss` among them, and seconds spent on data."""
+        now = time.perf_counter()
+        elapsed = now - self.time
+        rate = (step - self.step) / elapsed
+        entry = dict(step=step, **numbers, steps_per_s=rate, images_per_s=rate * (self.images or 1))
+        entry["data_wait"] = waited / elapsed
+        if self.flops and self.peak:
+            entry["mfu"] = self.flops * rate / self.peak
+        if (held := memory()) is not None:
+            entry["memory_gb"] = held
+        if self.first:
+            with self.path.open("a") as file:
+                file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in entry.items()}) + "\n")
+            for name, value in entry.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, step)
+        speed = f"{rate * self.images:,.0f} images/s" if self.images else f"{rate:,.0f} steps/s"
+        speed += f", MFU {entry['mfu']:.0%}" if "mfu" in entry else ""
+        self.bar.set_postfix_str(f"loss {numbers['loss']:.4f}, {speed}")
+        self.bar.update(step - self.step)
+        if self.compiled is None:
+            self.compiled = (step, now)  # the first visit compiles: it tells nothing of the rate
+        if self.first and self.bar.disable and (now - self.spoke > 10 or step == self.total):
+            done, elapsed = step - self.compiled[0], now - self.compiled[1]
+            left = f"{(self.total - step) * elapsed / done:,.0f} s left" if done else "compiled"
+            print(f"step {step:,}/{self.total:,}  loss {numbers['loss']:.4f}  {speed}  {left}", flush=True)
+            self.spoke = now
+        self.step, self.time, self.visits = step, now, self.visits + 1
+
+    def histogram(self, step: int, name: str, edges: np.ndarray, heights: np.ndarray) -> None:
+        """Note for TensorBoard a value for each of the intervals between edges (n + 1,); nan where there is none."""
+        if self.board is not None:
+            h, middle = np.nan_to_num(heights), (edges[1:] + edges[:-1]) / 2
+            self.board.add_histogram_raw(
+                name, float(edges[0]), float(edges[-1]), float(h.sum()), float(h @ middle), float(h @ middle**2),
+                edges[1:].tolist(), h.tolist(), step,
+            )  # fmt: skip
+
+    def picture(self, path: Path, step: int) -> None:
+        """Note a picture for TensorBoard; the time it took is nobody's rate."""
+        if self.board is not None and path is not None:
+            from PIL import Image
+
+            self.board.add_image("samples", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+        self.time = time.perf_counter()
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def read_metrics(path) -> list[dict]:
+    """The entries of a metrics.jsonl, oldest first; [] where there is none."""
+    return [json.loads(line) for line in _lines(Path(path))] if Path(path).exists() else []
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if _step(line) < math.inf]
+
+
+def _step(line: str) -> float:
+    """The step of an entry; infinite for a line cut short by a kill."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf

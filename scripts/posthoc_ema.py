@@ -1,0 +1,81 @@
+"""Reconstruct an average of the parameters after training: `python scripts/posthoc_ema.py RUN_DIR --sigma-rel 0.075`.
+
+From the snapshots in RUN_DIR/snapshots, which a run leaves that tracks power-function averages. arXiv:2312.02696.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jdiff import checkpoint, ema, posthoc
+from jdiff import config as configs
+
+POOR = 0.1  # the profile's relative error above which its samples are another profile's
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Reconstruct an average of the parameters from a run's snapshots."""
+
+    run_dir: Annotated[str, tyro.conf.Positional]
+    """A run directory made by scripts/train.py, with snapshots of power-function averages."""
+    sigma_rel: float | None = None
+    """Width of the wanted average, relative to the run up to --step: 0.05 is short, 0.15 long."""
+    step: int | None = None
+    """The step at which the average ends; the last snapshot's when left out."""
+    out: str | None = None
+    """Where to, an .npz; RUN_DIR/posthoc/SIGMA_REL-STEP.npz when left out."""
+    list: bool = False
+    """Only list the snapshots and what has been reconstructed."""
+
+
+def main(argv: list[str]) -> int:
+    a = configs.parse(Arguments, argv, prog="scripts/posthoc_ema.py")
+    run = Path(a.run_dir)
+    if not run.is_dir():
+        raise configs.ConfigError(f"there is no directory {run}; expected one made by scripts/train.py")
+    found = posthoc.snapshots(run / "snapshots")
+    if a.list:
+        show("snapshots (step, sigma_rel)", [f"{s.step:>9,}  {s.sigma_rel:g}" for s in found])
+        show("reconstructed (sigma_rel-step)", sorted(p.stem for p in (run / "posthoc").glob("*.npz")))
+        return 0
+    if a.sigma_rel is None:
+        raise configs.ConfigError("--sigma-rel is missing: the width of the wanted average, such as 0.075; or --list")
+    if not found:
+        raise configs.ConfigError(f"no snapshots in {run / 'snapshots'}: train with averages of power profiles first")
+    gamma = ema.gamma_of(a.sigma_rel)
+    step = found[-1].step if a.step is None else a.step
+    if not 1 <= step <= found[-1].step:
+        raise configs.ConfigError(f"--step {step}: expected a step from 1 to {found[-1].step}, the last snapshot's")
+    out = run / "posthoc" / f"{a.sigma_rel:g}-{step}.npz" if a.out is None else Path(a.out)
+    if out.suffix != ".npz":
+        raise configs.ConfigError(f"--out {out}: expected a name that ends in .npz")
+
+    # what ends before the wanted step, and the next ones: those after know nothing more of it
+    enough = min(s.step for s in found if s.step >= step)
+    used = [s for s in found if s.step <= enough]
+    steps, gammas = [s.step for s in used], [s.gamma for s in used]
+    weights = posthoc.coefficients(steps, gammas, step, gamma)
+    error = posthoc.misfit(steps, gammas, weights, step, gamma)
+    used = [(s, weight) for s, weight in zip(used, weights, strict=True) if weight]
+    average = posthoc.combine((posthoc.read(s.path) for s, _ in used), [weight for _, weight in used])
+    posthoc.write_params(out, average)
+    print(f"sigma_rel {a.sigma_rel:g} at step {step:,} from {len(used)} snapshots, profile error {error:.2%}: {out}")
+    if error > POOR:
+        print("warning: the snapshots are too few for this profile: take them more often", file=sys.stderr)
+    return 0
+
+
+def show(title: str, lines: list[str]) -> None:
+    print(f"{title}:")
+    print("\n".join(f"  {line}" for line in lines) or "  none")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (configs.ConfigError, checkpoint.CheckpointError, ValueError, OSError) as error:
+        configs.fail(error)
