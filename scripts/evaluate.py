@@ -1,13 +1,15 @@
 """Measure a trained run: `python scripts/evaluate.py RUN_DIR [--num 500 --guidance 1 2 ...]`.
 
 Images with classes: how often a classifier trained on the real training split assigns the asked label; the Frechet
-distance in 24 principal components against held-out images, over that of the training images; the median distance
-to the nearest training image, over that of held-out images. Planes: sliced Wasserstein-2 to fresh points, over the
-distance between two fresh sets.
+distance to held-out images in the classifier's features, over that of training images; the median distance of pixels
+to the nearest training image, over that of held-out images. The classifier is a support vector machine, its features 24
+principal components; with --judge a ResNet. Planes: sliced Wasserstein-2 to fresh points, over the distance between two
+fresh sets.
 """
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -31,6 +33,8 @@ class Arguments:
     """Samples of images with classes; planes are measured on 10,000."""
     guidance: tuple[float, ...] = (1.0, 2.0)
     """Weights to measure."""
+    judge: str | None = None
+    """A ResNet's file, NAME.npz: made here, from the training split, if there is none yet."""
     seed: int = 1
     """Of the samples."""
 
@@ -44,38 +48,59 @@ def main(argv: list[str]) -> int:
         x, _ = runs.draw(run, params, key, 10_000, run.config.sample)
         print(plane_line(data.to_data(x), run.config))
         return 0
-    train, held = (flat(data.to_model(images)) for images in (data.x, data.held_x))
-    judge, accuracy = classifier(train, data.labels, held, data.held_labels)
-    print(f"step {step:,}; classifier on real held-out images: {accuracy:.1%}")
+    look, train, held = judge(a, data)
+    pixels, held_pixels = flat(data.to_model(data.x)), flat(data.to_model(data.held_x[: a.num]))
+    usual = np.median(metrics.nearest_distance(held_pixels, pixels))
+    accuracy = np.mean(look(data.held_x)[0] == data.held_labels)
+    print(f"step {step:,}; classifier on real held-out images: {accuracy:.1%}", flush=True)
     for w in a.guidance:
         x, labels = runs.draw(run, params, key, a.num, dataclasses.replace(run.config.sample, guidance=w))
-        x = flat(data.to_model(data.to_data(x)))
-        ratio, near = image_ratios(x, train, held)
-        right = float(np.mean(judge(x) == labels))
-        print(f"guidance {w:g}: as asked {right:.1%}, Frechet ratio {ratio:.2f}, nearest-neighbour ratio {near:.2f}")
+        images = data.to_data(x)
+        seen, features = look(images)
+        ours, theirs = (metrics.frechet(part, held) for part in (features, train))
+        near = np.median(metrics.nearest_distance(flat(data.to_model(images)), pixels))
+        print(
+            f"guidance {w:g}: as asked {np.mean(seen == labels):.1%}, Frechet distance {ours:.3g}, ratio "
+            f"{ours / theirs:.2f}, nearest-neighbour ratio {near / usual:.2f}",
+            flush=True,
+        )
     return 0
+
+
+def judge(a: Arguments, data):
+    """(images as stored -> (labels, features), features of the training set, and of the held-out)."""
+    if a.judge is None:
+        look = pixels_judge(data)
+    else:
+        path = Path(a.judge)
+        if not path.exists():
+            metrics.save_judge(path, metrics.fit_judge(data))
+        resnet = metrics.load_judge(path, data)
+
+        def look(images):
+            return resnet.look(data.to_model(images))
+
+    picks = np.random.default_rng(0).permutation(len(data.x))[: max(len(data.held_x), 1437)]
+    return look, look(data.x[picks])[1], look(data.held_x)[1]
+
+
+def pixels_judge(data, components: int = 24):
+    """A support vector machine, and principal components."""
+    from sklearn.decomposition import PCA
+    from sklearn.svm import SVC
+
+    train = flat(data.to_model(data.x))
+    machine, pca = SVC(C=10, gamma="scale").fit(train, data.labels), PCA(components, random_state=0).fit(train)
+
+    def look(images):
+        points = flat(data.to_model(images))
+        return machine.predict(points), pca.transform(points)
+
+    return look
 
 
 def flat(images) -> np.ndarray:
     return np.asarray(images, np.float64).reshape(len(images), -1)
-
-
-def classifier(x, labels, held, held_labels):
-    """(x -> labels, held-out accuracy) of a support vector machine."""
-    from sklearn.svm import SVC
-
-    machine = SVC(C=10, gamma="scale").fit(x, labels)
-    return machine.predict, float(machine.score(held, held_labels))
-
-
-def image_ratios(x, train, held, components: int = 24) -> tuple[float, float]:
-    """(Frechet distance to held-out over the training set's, median nearest distance over the held-out's)."""
-    from sklearn.decomposition import PCA
-
-    pca = PCA(components, random_state=0).fit(train)
-    ours, theirs = (metrics.frechet(pca.transform(s), pca.transform(held)) for s in (x, train))
-    near = [np.median(metrics.nearest_distance(s, train)) for s in (x, held)]
-    return ours / theirs, float(near[0] / near[1])
 
 
 def plane_line(x, config) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -25,7 +26,8 @@ from jdiff.config import Config, Named, Sample, Train
 config = Config(
     name="tiny", data=Named("digits", {"held_out": 0.2}), model=Named("unet_digits", {"channels": 8, "heads": 2}),
     schedule=Named("discrete", {"table": "linear", "T": 100}),
-    train=Train(steps=12, batch=8, visit=4, save_every=6, devices=1, warmup_steps=2), sample=Sample(steps=3, num=10, guidance=2.0),
+    train=Train(steps=12, batch=8, visit=4, save_every=6, devices=1, warmup_steps=2),
+    sample=Sample(steps=3, num=10, guidance=2.0),
 )
 """
 
@@ -86,7 +88,10 @@ def final_state(directory):
     run = runs.open_run(directory)
     from jdiff import config
 
-    return checkpoint.restore(run.checkpoints, init_state(runs.like(run), config.build_optimizer(run.config)[0]))
+    tx, law = config.build_optimizer(run.config)[0], run.objective["levels"]
+    extra = {"levels": law.init()} if hasattr(law, "init") else None
+    state = init_state(runs.like(run), tx, extra, averages=runs.averages(run.config))
+    return checkpoint.restore(run.checkpoints, state)
 
 
 def same_bits(a, b):
@@ -189,6 +194,92 @@ def test_a_loss_that_is_not_finite(place):
     words += ["--train.warmup-steps", 0]
     bad(script("train", place / "plane.py", *words), "the loss became", "the last good checkpoint is")
     assert checkpoint.steps(run / "checkpoints")
+
+
+def test_steps_that_are_not_finite_can_be_left_out_up_to_a_limit(place):
+    words = ["--train.lr", 1e30, "--train.clip", "None", "--train.skip-nonfinite", 3, "--run-dir", place / "limited"]
+    words += ["--train.warmup-steps", 0]
+    bad(script("train", place / "plane.py", *words), "the loss became", "3 steps before it left out")
+
+
+def test_what_does_not_divide(place):
+    words = ["--run-dir", place / "no", "--train.devices"]
+    bad(script("train", place / "plane.py", *words, 3), "train.batch 8 does not divide over 3 devices")
+    bad(script("train", place / "plane.py", *words, 9), "train.devices is 9, but there are 8")
+    bad(script("train", place / "plane.py", *words, 8, "--train.fsdp", 3), "train.fsdp 3 does not divide the 8")
+    bad(script("train", place / "plane.py", *words, 4, "--train.accumulate", 4), "over 4 devices in 4 slices")
+    bad(script("train", place / "plane.py", *words, 1, "--train.accumulate", 3), "into train.accumulate 3 slices")
+    bad(script("train", place / "plane.py", "--coordinator", "here:1"), "the processes did not come together", "three")
+    bad(script("train", place / "plane.py", "--processes", "two"), "whole numbers")
+    assert not (place / "no").exists()
+
+
+def test_evaluate(place):
+    out = ok(script("evaluate", place / "run", "--num", 20, "--guidance", 1))
+    assert re.search(r"classifier on real held-out images: 9\d\.\d%", out)
+    asked, frechet, ratio, near = map(float, re.search(
+        r"guidance 1: as asked ([\d.]+)%, Frechet distance ([\d.e+]+), ratio ([\d.]+), nearest-neighbour ratio "
+        r"([\d.]+)",
+        out,
+    ).groups())  # fmt: skip
+    assert 0 <= asked <= 100 and frechet > 0 and ratio > 5 and near > 1  # after 12 steps: noise
+
+
+def test_averages_and_snapshots(place):
+    """A run with two more averages leaves snapshots; one reconstructed from them samples."""
+    run = place / "posthoc"
+    words = ["--train.posthoc", 0.05, 0.1, "--train.snapshot-every", 5, "--train.keep", 1, "--train.keep-every", 6]
+    ok(script("train", place / "plane.py", "--run-dir", run, *words, "--train.steps", 14))
+    assert checkpoint.steps(run / "checkpoints") == [6, 12, 14]
+    listed = ok(script("posthoc_ema", run, "--list"))
+    assert all(f"{step}  {width}" in listed for step in (5, 10, 14) for width in ("0.05", "0.1"))
+    ok(script("posthoc_ema", run, "--sigma-rel", 0.1))
+    one, other = place / "one.npz", place / "other.npz"
+    average = run / "posthoc" / "0.1-14.npz"
+    ok(script("sample", run, "--num", 5, "--out", one))
+    assert str(average) in ok(script("sample", run, "--num", 5, "--params", average, "--out", other))
+    with np.load(one) as a, np.load(other) as b:
+        assert a["samples"].shape == b["samples"].shape and not np.array_equal(a["samples"], b["samples"])
+    # the snapshot of that width and step is the reconstruction itself
+    from jdiff import posthoc
+
+    stored = final_state(run).ema["0.1"]
+    same_bits(posthoc.load_params(average, runs.like(runs.open_run(run))), stored)
+    bad(script("sample", run, "--params", place / "no.npz"), "no.npz")
+
+
+CHOICES = {
+    "hybrid": """loss=Named("hybrid", {"vlb": 0.01}), sample=Sample(solver=Named("ddpm", {"variance": "learned"}),
+        grid=Named("discrete"), steps=3, num=10), self_conditioning=0.5""",
+    "aware": """levels=Named("loss_aware", {"T": 100, "bins": 10, "history": 1}), weight=Named("min_snr"),
+        coupling=Named("nearest"), sample=Sample(steps=3, num=10)""",
+    "augmented": """coupling=Named("assignment"), sample=Sample(steps=3, num=10)""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_of_the_loss_train_resume_and_sample(place, name):
+    """Each runs through the script, resumes in the bits of the undisturbed run, and samples."""
+    model = '{"channels": 8, "heads": 2' + (', "augment_dim": 9}' if name == "augmented" else "}")
+    train = "augment=0.3, accumulate=2, optimizer=Named('lion')" if name == "augmented" else "flip=True"
+    (place / f"{name}.py").write_text(f"""
+from jdiff.config import Config, Named, Sample, Train
+config = Config(
+    name="{name}", data=Named("digits"), model=Named("unet_digits", {model}),
+    schedule=Named("discrete", {{"table": "cosine", "T": 100}}), {CHOICES[name]},
+    train=Train(steps=8, batch=16, visit=4, save_every=4, devices=1, {train}),
+)
+""")
+    ok(script("train", place / f"{name}.py", "--run-dir", place / f"{name}_whole"))
+    ok(script("train", place / f"{name}.py", "--run-dir", place / f"{name}_halves", "--train.steps", 4))
+    ok(script("train", place / f"{name}.py", "--run-dir", place / f"{name}_halves"))
+    same_bits(final_state(place / f"{name}_halves"), final_state(place / f"{name}_whole"))
+    if name == "aware":
+        assert float(final_state(place / "aware_whole").extra["levels"]["count"].sum()) > 0
+    ok(script("sample", place / f"{name}_whole", "--num", 4, "--out", place / f"{name}.npz"))
+    with np.load(place / f"{name}.npz") as file:
+        assert file["samples"].shape == (4, 8, 8, 1)
 
 
 def test_bad_sampling_input(place):
