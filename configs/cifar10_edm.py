@@ -13,7 +13,7 @@ BATCH = 512
 
 config = Config(
     name="cifar10_edm",
-    data=Named("cifar10", {"data_dir": None}),
+    data=Named("cifar10", {"data_dir": ""}),
     model=Named("edm_cifar10", {"num_classes": 10, "dropout": 0.13}),
     schedule=Named("edm"),
     target=Named("edm"),

@@ -10,7 +10,7 @@ from jdiff.config import Config, Named, Sample, Train
 
 config = Config(
     name="cifar10_ve",
-    data=Named("cifar10", {"data_dir": None}),
+    data=Named("cifar10", {"data_dir": ""}),
     model=Named("ncsnpp_cifar10", {"num_classes": 0, "dropout": 0.1}),
     schedule=Named("ve"),
     target=Named("eps"),

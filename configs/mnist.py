@@ -10,7 +10,7 @@ T = 1000
 
 config = Config(
     name="mnist",
-    data=Named("mnist", {"data_dir": None}),
+    data=Named("mnist", {"data_dir": ""}),
     model=Named("unet", {"channels": 32, "multipliers": (0.5, 1, 2), "blocks": 1, "attention": (2,), "dropout": 0.1}),
     schedule=Named("discrete", {"table": "cosine", "T": T}),
     target=Named("eps"),

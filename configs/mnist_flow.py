@@ -8,7 +8,7 @@ from jdiff.config import Config, Named, Sample, Train
 
 config = Config(
     name="mnist_flow",
-    data=Named("mnist", {"data_dir": None}),
+    data=Named("mnist", {"data_dir": ""}),
     model=Named("unet", {"channels": 32, "multipliers": (0.5, 1, 2), "blocks": 1, "attention": (2,), "dropout": 0.1}),
     schedule=Named("flow"),
     target=Named("velocity"),

@@ -99,7 +99,7 @@ def _builder(name: str, data_dir: str | None):
         import tensorflow_datasets as library
     except ImportError as error:
         raise DataError("tfds: reading TensorFlow Datasets needs: pip install tensorflow-datasets grain") from error
-    where = None if data_dir is None else str(Path(data_dir).expanduser())
+    where = str(Path(data_dir).expanduser()) if data_dir else None
     try:
         with _quiet():
             builder = library.builder(name, data_dir=where)
