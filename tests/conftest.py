@@ -11,8 +11,60 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# all tests within 10 minutes on two cores: of these, every n-th is run each time, the others are slow (0: all of them)
+EVERY = {
+    "test_agreement.py::test_a_divided_state_takes_its_share_of_memory": 0,
+    "test_coupling.py::test_devices_and_slices": 0,
+    "test_edm2.py::test_parts_keep_the_second_moment": 0,
+    "test_edm2.py::test_the_projection_normalises_and_does_nothing_twice": 0,
+    "test_forward.py::test_the_flow_is_the_reverse_sde_with_half_its_score": 3,
+    "test_grid.py::test_optimized_times_are_better_on_new_noise": 0,
+    "test_lattice.py::test_same": 3,
+    "test_levels.py::test_training_learns_the_same_law_on_any_number_of_devices": 0,
+    "test_losses.py::test_all_choices_at_once_by_position_and_on_devices": 0,
+    "test_losses.py::test_every_target_weight_and_level_is_finite": 3,
+    "test_losses.py::test_uncertainty_of_edm2": 0,
+    "test_models.py::test_a_fresh_unet_returns_zero_and_a_fresh_attention_its_input": 0,
+    "test_models.py::test_conv_has_the_derivatives_of_the_plain_one": 2,
+    "test_models.py::test_dropout_needs_training": 0,
+    "test_models.py::test_rows_are_independent": 0,
+    "test_noise.py::test_one_path_at_every_step_count": 2,
+    "test_optim.py::test_trains_a_network": 4,
+    "test_registry.py::test_published_tags_build_and_have_the_stated_parameters": 4,
+    "test_remember.py::test_a_network_that_does_not_look_is_sampled_as_ever": 4,
+    "test_sampling.py::test_checkpointing_changes_nothing": 4,
+    "test_sampling.py::test_gradient_against_finite_differences": 0,
+    "test_sampling.py::test_gradients_are_finite": 4,
+    "test_sampling.py::test_sample_i_depends_on_its_key_alone": 2,
+    "test_sampling.py::test_targets_give_the_same_trajectory": 3,
+    "test_schedules.py::test_jit_vmap_grad": 4,
+    "test_schedules.py::test_where_alpha_is_0_everything_is_finite": 4,
+    "test_solvers.py::test_euler_is_euler_in_sigma": 3,
+    "test_solvers.py::test_moments_of_gaussian_data": 3,
+    "test_solvers.py::test_order_of_convergence": 2,
+    "test_summary.py::test_the_measured_field_is_that_of_the_formula": 3,
+    "test_sweep.py::test_killed_and_continued": 0,
+    "test_transformer.py::test_bf16_computes_in_bf16_and_keeps_float32_parameters": 2,
+    "test_unet.py::test_augmentation_labels_matter_and_none_is_zero": 0,
+    "test_unet.py::test_convolutions_of_any_dimension_have_jaxs_derivatives": 3,
+    "test_unet.py::test_up_is_the_transpose_of_down": 3,
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as slow what `EVERY` leaves out, counting the cases that are not slow already."""
+    seen = {}
+    for item in items:
+        name = f"{item.path.name}::{item.originalname}"
+        if name in EVERY and item.get_closest_marker("slow") is None:
+            count = seen[name] = seen.get(name, -1) + 1
+            if not EVERY[name] or count % EVERY[name]:
+                item.add_marker("slow")
 
 
 def pytest_runtest_teardown(item):
