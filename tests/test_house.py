@@ -54,7 +54,7 @@ def test_imports_only_downwards(path, module):
         assert used <= set(TOWER[: TOWER.index(module) + 1])
     else:
         below = set(FLOORS[: FLOORS.index(module) + 1])
-        if FLOORS.index(module) >= FLOORS.index("config"):
+        if FLOORS.index(module) >= FLOORS.index("data"):
             below |= set(TOWER)
         assert used <= below, f"{path} imports {used - below} from above"
 

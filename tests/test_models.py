@@ -54,13 +54,16 @@ def test_conv_has_the_derivatives_of_the_plain_one(stride):
 
 
 def randomized(model, x, label, cond=None, seed=0):
-    """Parameters with the zero-initialised layers filled, so that everything matters."""
-    params = jax.jit(model.init)(jax.random.key(seed), x, label, cond)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return jax.tree.unflatten(
-        tree, [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    )
+    """Parameters drawn so that everything matters, also what starts at zero. In NumPy: nothing to compile."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        z = rng.normal(size=leaf.shape)
+        if leaf.ndim > 1:
+            return jnp.asarray(z / np.sqrt(np.prod(leaf.shape[:-1])), leaf.dtype)
+        return jnp.asarray((path[-1].key == "scale") + 0.1 * z, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0), x, label, cond))
 
 
 SMALL = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, num_classes=3)
