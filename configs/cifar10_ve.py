@@ -2,8 +2,8 @@
 
 python scripts/train.py configs/cifar10_ve.py
 
-Published: FID 2.38 (table 3). Here the network is shown its input at unit variance, not at that of x_t, and the widths
-are those of Karras et al. 2022, table 7. Not run here to the end.
+Published: FID 2.38 (table 3), with sigma from 0.01 to 50 on images in [0, 1]: twice that on [-1, 1]. Here the network is
+shown its input at unit variance, and the widths are those of Karras et al. 2022, table 7. Not run here to the end.
 """
 
 from jdiff.config import Config, Named, Sample, Train
@@ -12,7 +12,7 @@ config = Config(
     name="cifar10_ve",
     data=Named("cifar10", {"data_dir": ""}),
     model=Named("ncsnpp_cifar10", {"num_classes": 0, "dropout": 0.1}),
-    schedule=Named("ve"),
+    schedule=Named("ve", {"sigma_min": 0.02, "sigma_max": 100.0}),
     target=Named("eps"),
     conditioning=Named("edm"),
     levels=Named("independent", {"t_min": 1e-5}),

@@ -28,6 +28,7 @@ config = Config(
         warmup_steps=10_000_000 // BATCH,
         clip=None,
         flip=True,
+        visit=8,
         ema=Named("power", {"sigma_rel": 0.075}),
         posthoc=(0.05, 0.1),
         snapshot_every=2**23 // BATCH,

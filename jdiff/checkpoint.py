@@ -1,7 +1,7 @@
 """Checkpoints on Orbax: atomic, one directory a step, the newest good one restored.
 
 `DIR/STEP/{params, ema, opt_state, extra}`. A directory appears under its final name only when it is complete. It holds
-a CRC-32 of each array as well: Orbax notices a file that is cut or gone, but not a flipped bit.
+a CRC-32 of each array that a process holds whole: Orbax notices a file that is cut or gone, but not a flipped bit.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.parallel import unstack
+from jdiff.parallel import anywhere, unstack
 from jdiff.train import TrainState
 
 ITEMS = ("params", "ema", "opt_state", "extra")
@@ -177,13 +177,18 @@ def _newest(directory, like: dict, step: int | None) -> tuple[int, dict, dict[in
     damaged = {}
     with _manager(directory) as manager:
         for candidate in reversed(candidates):
+            difference, items = None, None
             try:
                 difference = _difference(_stored_shapes(manager, candidate, like), _shapes(like))
                 if not difference:
-                    return candidate, _read(manager, candidate, like), damaged
+                    items = _read(manager, candidate, like)
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
                 damaged[candidate] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+            if anywhere(candidate in damaged):  # all processes go on from one step
+                damaged.setdefault(candidate, "another process could not read it")
                 continue
+            if items is not None:
+                return candidate, items, damaged
             raise CheckpointError(
                 f"checkpoint {candidate} in {directory} is of another model or optimizer: {difference}"
             )

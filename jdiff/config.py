@@ -127,7 +127,7 @@ class Config:
     name: str
     """Names the run directory, runs/NAME, unless --run-dir is given."""
     data: Named
-    """The data set: digits(held_out, seed) or scurve(n, noise)."""
+    """The data set: digits, scurve, mnist, cifar10, tfds(name, size), folder(path, size), arrays(path), ..."""
     model: Named
     """The network and its fields, see jdiff.list_models()."""
     schedule: Named
@@ -168,6 +168,10 @@ class Config:
             raise ConfigError(f"train.label_dropout is a share, in [0, 1); got {t.label_dropout}")
         if t.sample_every < 0 or t.warmup_steps < 0 or t.skip_nonfinite < 0:
             raise ConfigError("train.sample_every, train.warmup_steps and train.skip_nonfinite must be 0 or more")
+        if self.self_conditioning is not None and not 0 <= self.self_conditioning <= 1:
+            raise ConfigError(f"self_conditioning is a share, in [0, 1], or None; got {self.self_conditioning}")
+        if len({f"{width:g}" for width in t.posthoc}) < len(t.posthoc):
+            raise ConfigError(f"train.posthoc names a width twice: {' '.join(map(str, t.posthoc))}")
         if not 0 <= t.augment <= 1:
             raise ConfigError(f"train.augment is a probability, in [0, 1]; got {t.augment}")
         if t.batch % t.accumulate:
@@ -207,6 +211,7 @@ WEIGHTS = {
     "flat": weights.Flat, "simple": weights.Simple, "edm": weights.EDM, "min_snr": weights.MinSNR, "p2": weights.P2,
     "sigmoid": weights.Sigmoid, "likelihood": weights.Likelihood,
 }  # fmt: skip
+ON_KNOTS = ("knots", "antithetic", "loss_aware")
 COUPLINGS = {"independent": coupling.Independent, "nearest": coupling.Nearest, "assignment": coupling.Assignment}
 LOSSES = {
     "denoising": lambda: losses.denoising,
@@ -282,16 +287,15 @@ def _make(kind: str, table: dict, choice: Named, *given, **fixed):
         return make(*given, **choice.args, **fixed)
     except ConfigError:
         raise
+    except DataError as error:  # which names the set itself
+        raise ConfigError(str(error)) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{kind} {choice.name!r}: {error}") from error
 
 
 def build_data(config: Config):
     """The data set of a config."""
-    try:
-        return _make("data set", DATASETS, config.data)
-    except DataError as error:
-        raise ConfigError(str(error)) from error
+    return _make("data set", DATASETS, config.data)
 
 
 def build_model(config: Config, classes: int):
@@ -336,6 +340,8 @@ def build_loss(config: Config):
         raise ConfigError(
             "loss 'hybrid' learns the variance between the knots of a table: it needs schedule 'discrete'"
         )
+    if config.loss.name == "hybrid" and config.levels.name not in ON_KNOTS:
+        raise ConfigError(f"loss 'hybrid' is stated on the knots of a table: it needs levels {', '.join(ON_KNOTS)}")
     return _make("loss", LOSSES, config.loss)
 
 
@@ -362,7 +368,8 @@ def devices(config: Config) -> list:
         raise ConfigError(f"train.devices is {t.devices}, but there are {len(found)}")
     if t.devices is not None and processes > 1 and t.devices != len(found):
         raise ConfigError(f"several processes use all their devices: leave train.devices out (there are {len(found)})")
-    found = found[: t.devices]
+    # by process: each reads the rows of its own devices
+    found = sorted(found, key=lambda device: (device.process_index, device.id))[: t.devices]
     if len(found) % t.fsdp:
         raise ConfigError(f"train.fsdp {t.fsdp} does not divide the {len(found)} devices")
     if t.batch % (len(found) * t.accumulate):
@@ -389,6 +396,11 @@ def build_sampler(sample: Sample, schedule):
 def check(config: Config) -> None:
     """Build everything that a config names but the data and the network's parameters, so that a typo shows at once."""
     schedule = build_objective(config)["schedule"]
+    if isinstance(schedule, jdiff.Discrete):
+        for what, choice in (("levels", config.levels), ("conditioning", config.conditioning)):
+            T = choice.args.get("T")
+            if T is not None and T != _table_length(schedule):
+                raise ConfigError(f"{what} {choice.name!r} has T = {T}, the schedule's table {_table_length(schedule)}")
     build_loss(config)
     build_optimizer(config)
     build_sampler(config.sample, schedule)

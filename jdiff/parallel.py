@@ -50,7 +50,9 @@ def mesh(devices=None, axis: str = "data", fsdp: int = 1) -> Mesh:
     Batches are divided over both axes, a state that `fsdp` places over the last. Auto, so that plain code runs on it
     unchanged. Raises ValueError if the number of devices is no multiple of `fsdp`.
     """
-    devices = np.asarray(jax.devices() if devices is None else devices)
+    if devices is None:  # by process: each has the rows of its own devices
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = np.asarray(devices)
     if fsdp < 1 or devices.size % fsdp:
         raise ValueError(f"{devices.size} devices do not divide into groups of fsdp = {fsdp}")
     if fsdp == 1:

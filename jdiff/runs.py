@@ -16,8 +16,10 @@ import jdiff
 from jdiff import checkpoint
 from jdiff import config as configs
 from jdiff.config import Config, ConfigError, Sample
-from jdiff.data import Dataset
+from jdiff.data import Dataset, without_labels
+from jdiff.levels import LossAware
 from jdiff.models.summary import summary
+from jdiff.train import TrainState, init_state
 
 SNR_LIMIT = 1e-3  # alpha^2 / sigma^2 above which N(0, sigma^2) is visibly not where the process ends
 
@@ -43,11 +45,15 @@ class Run:
         """Where the checkpoints are."""
         return self.directory / "checkpoints"
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample as the network sees it: with an earlier estimate beside it where it is self-conditioned."""
+        *space, channels = self.dataset.shape
+        return (*space, channels if self.config.self_conditioning is None else 2 * channels)
+
     def init_params(self) -> Any:
         """Fresh parameters, a function of the seed."""
-        *space, channels = self.dataset.shape
-        shown = channels if self.config.self_conditioning is None else 2 * channels
-        x = jnp.zeros((1, *space, shown))
+        x = jnp.zeros((1, *self.input_shape))
         cond = jnp.zeros(1, jnp.int32) if self.dataset.classes else None
         return jax.jit(self.model.init)(jax.random.key(self.config.seed), x, jnp.zeros(1), cond)
 
@@ -58,7 +64,11 @@ def build(directory, config: Config) -> Run:
     dataset = configs.build_data(config)
     if config.train.batch > dataset.size:
         raise ConfigError(f"train.batch is {config.train.batch}, but {dataset.name} has {dataset.size:,} samples")
+    if (config.train.flip or config.train.augment) and not dataset.is_image:
+        raise ConfigError(f"train.flip and train.augment are for images, and {dataset.name} holds points")
     model = configs.build_model(config, dataset.classes)
+    if dataset.classes and not getattr(model, "num_classes", 0):
+        dataset = without_labels(dataset)
     return Run(Path(directory), config, dataset, model, configs.build_objective(config), configs.build_loss(config))
 
 
@@ -95,10 +105,9 @@ def averages(config: Config) -> list[str] | None:
 
 def step_flops(run: Run) -> int:
     """FLOPs of one training step: three times those of the network's call, for the two products of each gradient."""
-    batch, (*space, channels) = run.config.train.batch, run.dataset.shape
-    shown = channels if run.config.self_conditioning is None else 2 * channels
+    batch = run.config.train.batch
     cond = jax.ShapeDtypeStruct((batch,), jnp.int32) if run.dataset.classes else None
-    return 3 * summary(run.model, (batch, *space, shown), cond=cond).flops
+    return 3 * summary(run.model, (batch, *run.input_shape), cond=cond).flops
 
 
 def terminal_snr(run: Run) -> float:
@@ -131,27 +140,13 @@ def draw(run: Run, params, key, num: int, how: Sample, labels=None, *, batch: in
     classes = run.dataset.classes
     if labels is not None:
         _check_labels(labels, classes)
-    if how.guidance != 1 and not classes:
-        raise ConfigError(f"guidance {how.guidance} needs classes, and {run.dataset.name} has none; use guidance 1")
     cycle = np.resize(np.arange(classes) if labels is None else np.asarray(labels), num) if classes else None
-    solver, times = configs.build_sampler(how, run.schedule)
-    if run.config.self_conditioning is not None:
-        solver = jdiff.solvers.Remember(solver)
-    mean, std = run.dataset.moments() if how.match_prior else (0.0, 0.0)
-    k_prior, k_steps = jax.random.split(key)
     size = min(batch, num)
-
-    @functools.partial(jax.jit, static_argnames="path")
-    def one_batch(params, rows, cond, path):
-        keys = [jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(rows) for k in (k_prior, k_steps)]
-        x = jdiff.prior(run.schedule, keys[0], (size, *run.dataset.shape), times[0], mean=mean, std=std)
-        denoise = make_denoiser(run, params, cond, how.guidance)
-        return jdiff.sample(solver, denoise, run.schedule, x, times, keys[1], path=path)
-
+    one_batch = jax.jit(_sampler(run, how, size), static_argnames="path")
     samples, paths = [], []
     for first in range(0, num, size):
         rows = np.minimum(np.arange(first, first + size), num - 1)  # the last batch is filled up, then cut
-        out = one_batch(params, rows, None if cycle is None else jnp.asarray(cycle[rows], jnp.int32), path)
+        out = one_batch(params, key, rows, None if cycle is None else jnp.asarray(cycle[rows], jnp.int32), path)
         x, states = out if path else (out, None)
         kept = min(size, num - first)
         samples.append(np.asarray(x)[:kept])
@@ -159,6 +154,51 @@ def draw(run: Run, params, key, num: int, how: Sample, labels=None, *, batch: in
             paths.append(np.asarray(states)[:, :kept])
     samples = np.concatenate(samples)
     return (samples, cycle, np.concatenate(paths, axis=1)) if path else (samples, cycle)
+
+
+def _sampler(run: Run, how: Sample, size: int):
+    """(params, key, rows (size,), labels, path) -> samples of these rows of the endless stream of `key`."""
+    if how.guidance != 1 and not run.dataset.classes:
+        raise ConfigError(f"guidance {how.guidance} needs classes, and {run.dataset.name} has none; use guidance 1")
+    solver, times = configs.build_sampler(how, run.schedule)
+    if run.config.self_conditioning is not None:
+        solver = jdiff.solvers.Remember(solver)
+    mean, std = run.dataset.moments() if how.match_prior else (0.0, 0.0)
+
+    def one_batch(params, key, rows, cond, path):
+        k_prior, k_steps = jax.random.split(key)
+        keys = [jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(rows) for k in (k_prior, k_steps)]
+        x = jdiff.prior(run.schedule, keys[0], (size, *run.dataset.shape), times[0], mean=mean, std=std)
+        denoise = make_denoiser(run, params, cond, how.guidance)
+        return jdiff.sample(solver, denoise, run.schedule, x, times, keys[1], path=path)
+
+    return one_batch
+
+
+def new_state(run: Run) -> TrainState:
+    """The run's training state at step 0."""
+    tx, _ = configs.build_optimizer(run.config)
+    law = run.objective["levels"]
+    extra = {"levels": law.init()} if isinstance(law, LossAware) else None
+    return init_state(run.init_params(), tx, extra, averages=averages(run.config))
+
+
+def rehearse(run: Run, loss) -> None:
+    """Trace a step of `loss(params, key, x0, labels)` and the sampling, so that what does not fit shows at once.
+
+    Raises ConfigError with what the network or the solver said.
+    """
+    key, labels = jax.random.key(0), jnp.zeros(2, jnp.int32) if run.dataset.classes else None
+    x = jax.ShapeDtypeStruct((2, *run.dataset.shape), jnp.float32)
+    try:
+        params = jax.eval_shape(run.init_params)
+        jax.eval_shape(loss, params, key, x, labels)
+        how = dataclasses.replace(run.config.sample, match_prior=False)  # its moments would read the data
+        jax.eval_shape(functools.partial(_sampler(run, how, 2), path=False), params, key, np.arange(2), labels)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"the parts of this config do not fit: {str(error).splitlines()[0]}") from error
 
 
 def _check_labels(labels, classes: int) -> None:

@@ -9,19 +9,21 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jdiff.plot import write
+
 # dense bfloat16 products a second of one device, as their makers state them, by what JAX calls the device
 PEAK_FLOPS = {
-    "NVIDIA V100": 125e12, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12, "NVIDIA B200": 2250e12, "TPU v2": 22.5e12, "TPU v3": 61.5e12, "TPU v4": 275e12,
-    "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12,
+    "NVIDIA V100": 125e12, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12, "NVIDIA L4": 121e12, "NVIDIA L40": 181e12, "NVIDIA L40S": 362e12, "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
 }  # fmt: skip
 
 
-def peak_flops() -> float | None:
-    """What the run's devices can do together, FLOP/s; None where the kind is not known."""
-    kind = jax.devices()[0].device_kind
+def peak_flops(devices) -> float | None:
+    """What these devices can do together, FLOP/s; None where the kind is not known."""
+    kind = devices[0].device_kind
     known = [(name, peak) for name, peak in PEAK_FLOPS.items() if kind.startswith(name)]
-    return max(known)[1] * jax.device_count() if known else None  # the longest name that fits
+    return max(known)[1] * len(devices) if known else None  # the longest name that fits
 
 
 def memory() -> float | None:
@@ -33,22 +35,23 @@ def memory() -> float | None:
 class Log:
     """One entry a visit, on the terminal, in metrics.jsonl and for TensorBoard; a process that is not `first` is mute.
 
-    `images`: samples in a step, shown as a rate, or 0 for steps; `flops`: of one step, for the share of the machine's
-    peak (MFU), or None.
+    `images`: samples in a step, shown as a rate, or 0 for steps; `peak`: steps a second that the devices could make at
+    most, of which the share reached is shown (MFU), or None.
     """
 
     def __init__(
-        self, directory: Path, start: int, total: int, images: int, flops: float | None = None, first: bool = True
+        self, directory: Path, start: int, total: int, images: int, peak: float | None = None, first: bool = True
     ):
         from tqdm import tqdm
 
         self.path, self.total, self.images, self.first = directory / "metrics.jsonl", total, images, first
-        self.flops, self.peak, self.board = flops, peak_flops(), None
+        self.peak, self.board = peak, None
         if first:
             from tensorboardX import SummaryWriter
 
             if self.path.exists():  # entries of steps that were lost are made again; the last may be half a line
-                self.path.write_text("".join(line + "\n" for line in _lines(self.path) if _step(line) <= start))
+                text = "".join(line + "\n" for line in _lines(self.path) if _step(line) <= start)
+                write(self.path, lambda file: file.write(text.encode()))
             self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
         quiet = not (first and sys.stderr.isatty())
         self.bar = tqdm(total=total, initial=start, unit="step", disable=quiet, dynamic_ncols=True)
@@ -61,8 +64,8 @@ class Log:
         rate = (step - self.step) / elapsed
         entry = dict(step=step, **numbers, steps_per_s=rate, images_per_s=rate * (self.images or 1))
         entry["data_wait"] = waited / elapsed
-        if self.flops and self.peak:
-            entry["mfu"] = self.flops * rate / self.peak
+        if self.peak:
+            entry["mfu"] = rate / self.peak
         if (held := memory()) is not None:
             entry["memory_gb"] = held
         if self.first:

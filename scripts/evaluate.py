@@ -18,7 +18,7 @@ import tyro
 
 from jdiff import checkpoint, metrics, runs
 from jdiff import config as configs
-from jdiff.data import scurve_points
+from jdiff.data import DataError, load
 
 FRESH_SETS = 8
 
@@ -48,6 +48,9 @@ def main(argv: list[str]) -> int:
         x, _ = runs.draw(run, params, key, 10_000, run.config.sample)
         print(plane_line(data.to_data(x), run.config))
         return 0
+    if not data.classes or not len(data.held_x):
+        lacks = "classes" if len(data.held_x) else "held-out images"
+        raise configs.ConfigError(f"{data.name} has no {lacks}, without which samples cannot be judged")
     look, train, held = judge(a, data)
     pixels, held_pixels = flat(data.to_model(data.x)), flat(data.to_model(data.held_x[: a.num]))
     usual = np.median(metrics.nearest_distance(held_pixels, pixels))
@@ -104,7 +107,10 @@ def flat(images) -> np.ndarray:
 
 
 def plane_line(x, config) -> str:
-    fresh = [scurve_points(len(x), 1000 + i, config.data.args.get("noise", 0.1)) for i in range(FRESH_SETS)]
+    if config.data.name not in ("scurve", "moons", "circles", "swiss_roll"):
+        raise configs.ConfigError(f"data set {config.data.name!r} cannot make fresh points to compare with")
+    how = [config.data.args | dict(n=len(x), seed=1000 + i) for i in range(FRESH_SETS)]
+    fresh = [load(config.data.name, **args).x for args in how]
     between = np.mean([metrics.sliced_wasserstein(p, q) for i, p in enumerate(fresh) for q in fresh[:i]])
     ours = np.mean([metrics.sliced_wasserstein(x, p) for p in fresh])
     return f"sliced W2 to fresh points {ours:.5f}, between fresh sets {between:.5f}, ratio {ours / between:.2f}"
@@ -113,5 +119,5 @@ def plane_line(x, config) -> str:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (configs.ConfigError, checkpoint.CheckpointError, OSError) as error:
+    except (configs.ConfigError, checkpoint.CheckpointError, DataError, OSError) as error:
         configs.fail(error)

@@ -91,7 +91,8 @@ def main(argv: list[str]) -> int:
     elif run.dataset.is_image:
         plot.image_grid(out, samples, columns=min(a.num, max(10, int(np.sqrt(a.num)))))
     else:
-        plot.plane_figure(out, [(0.0, run.dataset.held_x)], [(0.0, samples)])
+        real = run.dataset.held_x if len(run.dataset.held_x) else run.dataset.x
+        plot.plane_figure(out, [(0.0, real)], [(0.0, samples)])
     print(f"{a.num} samples of {source} ({how.solver.name}, {how.steps} steps, guidance {how.guidance:g}) in {out}")
     return 0
 

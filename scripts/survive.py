@@ -24,7 +24,6 @@ import tyro
 
 from jdiff import checkpoint, runs
 from jdiff import config as configs
-from jdiff.train import init_state
 
 TRAIN = Path(__file__).parent / "train.py"
 
@@ -125,10 +124,9 @@ def rows(metrics: Path) -> list[int]:
 def final(directory: Path):
     """The state of the newest checkpoint, which must be whole."""
     run = runs.open_run(directory)
-    tx, _ = configs.build_optimizer(run.config)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        return checkpoint.restore(run.checkpoints, init_state(runs.like(run), tx, averages=runs.averages(run.config)))
+        return checkpoint.restore(run.checkpoints, runs.new_state(run))
 
 
 if __name__ == "__main__":

@@ -245,7 +245,7 @@ def read_metric(path: Path, metric: str):
     last = [entry[metric] for entry in entries if metric in entry and entry["step"] > 0.9 * entries[-1]["step"]]
     if not last:
         return None, f"no {metric!r} in {path.name} of its last steps; it has {', '.join(known)}"
-    value = float(np.mean(last))
+    value = float(np.mean([math.nan if number is None else number for number in last]))
     return (value, None) if math.isfinite(value) else (None, f"{metric} is {value}")
 
 

@@ -23,7 +23,7 @@ from jdiff.arrays import joint, split
 from jdiff.conditioning import drop_labels
 from jdiff.data import DataError, augment, flip, prefetch
 from jdiff.levels import LossAware
-from jdiff.train import init_state, make_train_loop, make_train_step
+from jdiff.train import make_train_loop, make_train_step
 
 USAGE = "usage: python scripts/train.py CONFIG [--run-dir DIR] [--resume] [--SETTING VALUE ...]; --help after CONFIG"
 EDGES = np.linspace(-14.0, 14.0, 29)  # log-SNR, for the histogram of the loss
@@ -36,16 +36,18 @@ def main(argv: list[str]) -> int:
         return 0 if argv else 2
     path, argv = argv[0], argv[1:]
     options = {}
-    for name in ("--run-dir", "--coordinator", "--processes", "--process-id"):
+    for name in ("--run-dir", "--until", "--coordinator", "--processes", "--process-id"):
         options[name], argv = take_option(argv, name)
     flags = {name: name in argv for name in ("--resume", "--profile")}
     argv = [word for word in argv if word not in flags]
     about = (
-        "Also: --run-dir DIR (default runs/NAME), --resume (fail unless there is a run to go on with), --profile (a "
-        "trace of the second visit, for TensorBoard or Perfetto), --coordinator HOST:PORT --processes N --process-id I."
+        "Also: --run-dir DIR (default runs/NAME), --resume (fail unless there is a run to go on with), --until STEP "
+        "(stop there for now), --profile (a trace of the second visit, for TensorBoard or Perfetto), --coordinator "
+        "HOST:PORT --processes N --process-id I."
     )
     config = configs.parse(configs.Config, argv, configs.load_config(path), f"scripts/train.py {path}", about)
     configs.limit_threads(config)
+    last = min(whole_number(options, "--until", config.train.steps), config.train.steps)
     join_processes(options)
     directory, settings = Path(options["--run-dir"] or f"runs/{config.name}"), config.train
     first, count = jax.process_index() == 0, jax.process_count()
@@ -57,8 +59,7 @@ def main(argv: list[str]) -> int:
     # ---------------------------------------------------------------- the step
     data = run.dataset
     tx, decay = configs.build_optimizer(config)
-
-    objective, extra = run.objective, None
+    objective = run.objective
 
     def loss(params, key, x0, labels, levels=objective["levels"]):
         k_loss, k_drop, k_net, k_flip, k_augment = split(key, 5)
@@ -77,8 +78,8 @@ def main(argv: list[str]) -> int:
 
         return run.loss(apply, params, k_loss, x0, labels, **objective | dict(levels=levels))
 
+    runs.rehearse(run, loss)
     if isinstance(objective["levels"], LossAware):
-        extra = {"levels": objective["levels"].init()}
         loss = jdiff.losses.loss_aware(loss, objective["levels"], run.schedule)
 
     def take(arrays, j):
@@ -96,7 +97,7 @@ def main(argv: list[str]) -> int:
     loop = make_train_loop(step_function, take, record)
 
     # ---------------------------------------------------------------- the state, new or restored
-    state = init_state(run.init_params(), tx, extra, averages=runs.averages(config))
+    state = runs.new_state(run)
     if len(devices) == 1:
         place = jax.device_put
         loop = jax.jit(loop, donate_argnums=0)
@@ -136,22 +137,27 @@ def main(argv: list[str]) -> int:
         )
 
     # ---------------------------------------------------------------- the loop
-    stop = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stop.append(number))
+    stop, usual = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(number, frame):
+        stop.append(number)
+        signal.signal(number, usual[number])  # a second one is not patient
+
+    for number in usual:
+        signal.signal(number, on_signal)
     key, part = jax.random.key(config.seed + 1), settings.batch // count
     rows = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
-    chunks = data.read(config.seed, settings.batch, visits(step, settings), rows, position)
-    flops = runs.step_flops(run) if watch.peak_flops() else None
-    log = watch.Log(directory, step, settings.steps, settings.batch if data.is_image else 0, flops, first)
+    chunks = data.read(config.seed, settings.batch, visits(step, last, settings), rows, position)
+    peak = watch.peak_flops(devices) / runs.step_flops(run) if watch.peak_flops(devices) else None
+    log = watch.Log(directory, step, settings.steps, settings.batch if data.is_image else 0, peak, first)
     writer = checkpoint.Writer(run.checkpoints, settings.keep, settings.keep_every)
-    skipped = 0
+    skipped, leave = 0, False
 
     def on_device(chunk):
         return place(jax.tree.map(lambda a: padded(a, settings.visit), (chunk.x, chunk.labels))), chunk.state
 
     with contextlib.closing(log), writer, prefetch(chunks, on_device) as ready:
-        for start_of_visit, visit in visits(step, settings):
+        for start_of_visit, visit in visits(step, last, settings):
             with profiled(directory / "profile", flags["--profile"] and log.visits == 1):
                 waited = ready.waited
                 arrays, position = next(ready)
@@ -163,7 +169,7 @@ def main(argv: list[str]) -> int:
             log.visit(step, means, ready.waited - waited)
             log.histogram(step, "loss by log-SNR", EDGES, by_level(metrics["level"], metrics["each"]))
             leave = parallel.anywhere(bool(stop))
-            if leave or step % settings.save_every == 0 or step == settings.steps:
+            if leave or step % settings.save_every == 0 or step == last:
                 writer.save(state, dict(config=configs.to_dict(config), data=position))
             if settings.posthoc and (step % settings.snapshot_every == 0 or step == settings.steps):
                 averages = parallel.host({name: tree for name, tree in state.ema.items() if name != "main"})
@@ -173,10 +179,15 @@ def main(argv: list[str]) -> int:
                 break
             if settings.sample_every and step % settings.sample_every == 0 and step < settings.steps:
                 log.picture(show(run, main_average(state), step, first), step)
-    if stop or step < settings.steps:
+    for number, handler in usual.items():
+        signal.signal(number, handler)
+    if leave:
         name = signal.Signals(stop[0]).name if stop else "a signal to another process"
         say(f"stopped by {name}: saved at step {step:,}; the same command goes on from there")
         return 128 + (stop[0] if stop else signal.SIGTERM)
+    if step < settings.steps:
+        say(f"stopped as asked: saved at step {step:,}")
+        return 0
 
     # ---------------------------------------------------------------- the end
     picture = show(run, main_average(state), step, first, final=True)
@@ -199,12 +210,17 @@ def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     return None, argv
 
 
+def whole_number(options: dict, name: str, default: int | None = None) -> int | None:
+    text = options[name]
+    if text is not None and not text.isdigit():
+        raise configs.ConfigError(f"{name} is a whole number, got {text!r}")
+    return default if text is None else int(text)
+
+
 def join_processes(options: dict) -> None:
-    numbers = [options["--processes"], options["--process-id"]]
-    if any(text is not None and not text.isdigit() for text in numbers):
-        raise configs.ConfigError("--processes and --process-id are whole numbers")
+    numbers = [whole_number(options, name) for name in ("--processes", "--process-id")]
     try:
-        parallel.initialize(options["--coordinator"], *(None if text is None else int(text) for text in numbers))
+        parallel.initialize(options["--coordinator"], *numbers)
     except (ValueError, RuntimeError) as error:
         raise configs.ConfigError(f"the processes did not come together: {error}") from error
 
@@ -214,8 +230,11 @@ def prepare_directory(run: runs.Run, resume: bool, first: bool) -> None:
     path = run.directory / "config.json"
     if path.is_file():
         old = configs.from_json(path.read_text())
-        free = ("train.steps", "train.save_every", "train.keep", "train.keep_every", "train.sample_every",
-                "train.threads", "train.devices", "train.fsdp", "sample")  # fmt: skip
+        free = ["train.save_every", "train.keep", "train.keep_every", "train.sample_every", "train.threads",
+                "train.devices", "train.fsdp", "sample", "data.args.data_dir", "data.args.cache", "data.args.threads",
+                "train.steps"]  # fmt: skip
+        if run.config.train.lr_schedule.name in ("cosine", "linear"):
+            free.remove("train.steps")  # where the rate is 0: another number is another run; see --until
         changed = configs.differences(old, run.config, ignore=free)
         if changed:
             a, b = configs.flat(old), configs.flat(run.config)
@@ -238,12 +257,12 @@ def prepare_directory(run: runs.Run, resume: bool, first: bool) -> None:
 # -------------------------------------------------------------------- the loop's small parts
 
 
-def visits(step: int, settings: configs.Train) -> Iterator[tuple[int, int]]:
-    """(first step, number of steps) of each visit from `step` on: none runs past something that is due."""
+def visits(step: int, last: int, settings: configs.Train) -> Iterator[tuple[int, int]]:
+    """(first step, number of steps) of each visit from `step` to `last`: none runs past something that is due."""
     events = [every for every in (settings.save_every, settings.sample_every) if every]
     events += [settings.snapshot_every] if settings.posthoc else []
-    while step < settings.steps:
-        count = min(settings.visit, settings.steps - step, *((step // every + 1) * every - step for every in events))
+    while step < last:
+        count = min(settings.visit, last - step, *((step // every + 1) * every - step for every in events))
         yield step, count
         step += count
 
@@ -313,7 +332,7 @@ def show(run: runs.Run, params, step: int, first: bool, final: bool = False) -> 
     x, _, states = runs.draw(run, params, key, how.num, how, batch=how.num, path=True)
     _, times = configs.build_sampler(how, run.schedule)
     picks = np.unique(np.linspace(0, len(times) - 1, 6).round().astype(int))
-    x0 = data.to_model(data.held_x)
+    x0 = data.to_model(data.held_x if len(data.held_x) else data.x)
     eps = jax.random.normal(key, x0.shape)
     marks = [float(times[i]) for i in reversed(picks[:-1])]
     forward = [(0.0, x0)] + [(t, jdiff.q_sample(run.schedule, x0, jnp.asarray(t), eps)) for t in marks]

@@ -16,7 +16,6 @@ import pytest
 
 import jdiff
 from jdiff import checkpoint, data, losses, parallel, runs, train
-from jdiff import config as configs
 from jdiff.arrays import split
 from jdiff.conditioning import drop_labels
 
@@ -186,8 +185,7 @@ def test_twice_half_is_the_whole_with_grain_on_eight_devices(tmp_path, fsdp):
         result = subprocess.run([*command, *words], env=env, capture_output=True, text=True, timeout=400)
         assert result.returncode == 0 and "8 devices" in result.stdout, (result.stdout, result.stderr)
         run = runs.open_run(tmp_path / name)
-        tx, _ = configs.build_optimizer(run.config)
-        return checkpoint.restore(run.checkpoints, train.init_state(runs.like(run), tx))
+        return checkpoint.restore(run.checkpoints, runs.new_state(run))
 
     whole = trained("whole", 0)
     trained("halves", 0, "--train.steps", "4")

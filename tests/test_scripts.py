@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from jdiff import checkpoint, runs
-from jdiff.train import init_state
 
 ROOT = Path(__file__).parent.parent
 ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -86,12 +85,7 @@ def place(tmp_path_factory):
 
 def final_state(directory):
     run = runs.open_run(directory)
-    from jdiff import config
-
-    tx, law = config.build_optimizer(run.config)[0], run.objective["levels"]
-    extra = {"levels": law.init()} if hasattr(law, "init") else None
-    state = init_state(runs.like(run), tx, extra, averages=runs.averages(run.config))
-    return checkpoint.restore(run.checkpoints, state)
+    return checkpoint.restore(run.checkpoints, runs.new_state(run))
 
 
 def same_bits(a, b):
@@ -118,7 +112,9 @@ def test_resume_is_exact(place):
     """6 steps, then the rest, in the same directory: the bits of the undisturbed run. Metrics join up."""
     run = place / "halves"
     ok(script("train", place / "plane.py", "--run-dir", place / "whole"))
-    ok(script("train", place / "plane.py", "--run-dir", run, "--train.steps", 6))
+    assert "stopped as asked: saved at step 6" in ok(
+        script("train", place / "plane.py", "--run-dir", run, "--until", 6)
+    )
     out = ok(script("train", place / "plane.py", "--run-dir", run, "--resume"))
     assert "resuming" in out and "at step 6" in out
     same_bits(final_state(run), final_state(place / "whole"))
@@ -210,8 +206,15 @@ def test_what_does_not_divide(place):
     bad(script("train", place / "plane.py", *words, 4, "--train.accumulate", 4), "over 4 devices in 4 slices")
     bad(script("train", place / "plane.py", *words, 1, "--train.accumulate", 3), "into train.accumulate 3 slices")
     bad(script("train", place / "plane.py", "--coordinator", "here:1"), "the processes did not come together", "three")
-    bad(script("train", place / "plane.py", "--processes", "two"), "whole numbers")
+    bad(script("train", place / "plane.py", "--processes", "two"), "--processes is a whole number, got 'two'")
     assert not (place / "no").exists()
+
+
+def test_another_number_of_steps_is_another_run_where_the_rate_falls(place):
+    (place / "falls.py").write_text(PLANE.replace("save_every=6", 'save_every=6, lr_schedule=Named("linear")'))
+    ok(script("train", place / "falls.py", "--run-dir", place / "falls", "--until", 2))
+    words = ["--run-dir", place / "falls", "--train.steps", 24]
+    bad(script("train", place / "falls.py", *words), "another run", "train.steps was 12 and is now 24")
 
 
 def test_evaluate(place):

@@ -17,11 +17,12 @@ from jdiff.data.order import batch_indices, hold_out
 from jdiff.data.records import Records
 from jdiff.data.registry import DATASETS, load, register_dataset
 from jdiff.data.stream import Stream
+from jdiff.data.unlabelled import without_labels
 from jdiff.data.write import write_tfds
 
 __all__ = [
     "DATASETS", "Batches", "DataError", "Dataset", "Prefetch", "Records", "Stream", "arrays", "augment",
     "batch_indices", "celeba", "cifar10", "circles", "digits", "fashion_mnist", "flip", "folder", "hold_out",
     "imagenet64", "load", "mnist", "moons", "prefetch", "register_dataset", "scurve", "scurve_points", "swiss_roll",
-    "tfds", "write_tfds",
+    "tfds", "without_labels", "write_tfds",
 ]  # fmt: skip

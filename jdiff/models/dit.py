@@ -93,7 +93,7 @@ class DiT(nn.Module):
     num_classes: int = 0
     context: int = 0
     channels: int | None = None
-    out_multiplier: int = 1
+    out_multiplier: float = 1
     label_scale: float = 200.0
     sincos: bool = True
     rope: bool = False
@@ -121,7 +121,7 @@ class DiT(nn.Module):
             h = block(h, c, context, mask, angles)
         parts = nn.Dense(2 * self.width, kernel_init=zeros, name="modulation")(nn.silu(c))
         h = modulate(h, *jnp.split(parts[:, None], 2, -1))
-        h = dense(p * p * C * self.out_multiplier, zeros, None, "out")(h)
+        h = dense(int(p * p * C * self.out_multiplier), zeros, None, "out")(h)
         return images(h, H, W, p)
 
     def _conditions(self, label, cond):

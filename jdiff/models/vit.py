@@ -30,7 +30,7 @@ class ViT(nn.Module):
     skips: bool = False
     num_classes: int = 0
     channels: int | None = None
-    out_multiplier: int = 1
+    out_multiplier: float = 1
     label_scale: float = 200.0
     qk_norm: bool = False
     remat: bool = False
@@ -69,7 +69,7 @@ class ViT(nn.Module):
             if self.skips and i < self.depth // 2:
                 kept.append(h)
         h = nn.LayerNorm(1e-5, use_fast_variance=False, name="norm")(h)[:, len(extra) :]
-        C = x.shape[-1] * self.out_multiplier
+        C = int(x.shape[-1] * self.out_multiplier)
         out = dense(self.patch**2 * C, init if self.skips else zeros, None, "out")
         h = images(out(h), *x.shape[1:3], self.patch)
         return Conv(C, scale=0.0, name="smooth")(h) if self.skips else h
