@@ -2,8 +2,8 @@
 
 python scripts/train.py configs/cifar10_ve.py
 
-Published: FID 2.38 (table 3), with sigma from 0.01 to 50 on images in [0, 1]: twice that on [-1, 1]. Here the network is
-shown its input at unit variance, and the widths are those of Karras et al. 2022, table 7. Not run here to the end.
+Published: FID 2.38 (table 3), with sigma from 0.01 to 50 on images in [0, 1]: twice that on [-1, 1]. Here the network
+is shown its input at unit variance, and the widths are those of Karras et al. 2022, table 7. Not run here to the end.
 """
 
 from jdiff.config import Config, Named, Sample, Train
