@@ -70,7 +70,8 @@ def main(argv: list[str]) -> int:
             )
         finish([*command, str(where / "killed")], where / "killed.log")
         whole, killed = (final(where / name) for name in ("whole", "killed"))
-        equal = all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(killed), strict=True))
+        pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(killed), strict=True)
+        equal = all(np.array_equal(x, y) for x, y in pairs)
         print(
             f"{a.kills} kills, {writing} while saving; at most {lost} steps lost at once; "
             f"step {int(killed.step):,}: {'bitwise equal' if equal else 'DIFFERENT'}"

@@ -146,6 +146,16 @@ def test_killed_and_resumed(place, number):
     same_bits(final_state(run), final_state(reference))
 
 
+@pytest.mark.slow
+def test_survive(place):
+    """Four kills, two of them while a checkpoint is being written: the bits of the undisturbed run."""
+    words = ["--train.steps", 40_000, "--train.save-every", 100, "--train.visit", 50, "--train.devices", 1]
+    out = ok(script("survive", place / "plane.py", "--kills", 4, "--within", 0.5, "--", *words))
+    assert "4 kills" in out and "step 40,000: bitwise equal" in out
+    assert out.count("while saving, at most") >= 1
+    bad(script("survive", place / "plane.py", "--kills", 0), "must be positive")
+
+
 def test_samples(place):
     """npz: uint8 images and the labels asked for, which cycle; sample i does not depend on how many are drawn."""
     out = place / "out" / "s.npz"
