@@ -10,7 +10,7 @@ from jdiff.checkpoint import CheckpointError
 @pytest.fixture(scope="module")
 def judged():
     digits = data.digits()
-    return digits, metrics.fit_judge(digits, steps=120, batch=64, width=16)
+    return digits, metrics.fit_judge(digits, steps=300, batch=64, width=16)
 
 
 @pytest.mark.slow
