@@ -3,8 +3,7 @@
 python scripts/train.py configs/cifar10_edm.py                                         # conditional
 python scripts/train.py configs/cifar10_edm.py --model.args.num-classes 0 --run-dir runs/cifar10_edm_uncond
 
-Published: FID 1.79 conditional, 1.97 unconditional (table 2), 35 network calls; there 2 days on 8 V100. Not run here to
-the end.
+Published: FID 1.79 conditional, 1.97 unconditional (table 2), 35 network calls. Not run here to the end.
 """
 
 from jdiff.config import Config, Named, Sample, Train

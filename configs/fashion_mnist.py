@@ -1,6 +1,8 @@
 """Fashion-MNIST by DDPM, as configs/mnist.py: 28x28 pictures of clothes of ten classes.
 
 python scripts/train.py configs/fashion_mnist.py
+
+Not run to the end yet.
 """
 
 from jdiff.config import Config, Named, Sample, Train

@@ -2,6 +2,8 @@
 
 python scripts/train.py configs/mnist.py       # needs the set: the command that prepares it is printed if it is absent
 python scripts/evaluate.py runs/mnist
+
+Not run to the end yet.
 """
 
 from jdiff.config import Config, Named, Sample, Train

@@ -2,6 +2,8 @@
 
 python scripts/train.py configs/mnist_edm.py
 python scripts/evaluate.py runs/mnist_edm
+
+Not run to the end yet.
 """
 
 from jdiff.config import Config, Named, Sample, Train
