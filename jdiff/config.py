@@ -340,8 +340,10 @@ def build_loss(config: Config):
         raise ConfigError(
             "loss 'hybrid' learns the variance between the knots of a table: it needs schedule 'discrete'"
         )
-    if config.loss.name == "hybrid" and config.levels.name not in ON_KNOTS:
-        raise ConfigError(f"loss 'hybrid' is stated on the knots of a table: it needs levels {', '.join(ON_KNOTS)}")
+    if config.loss.name == "hybrid" and (config.levels.name not in ON_KNOTS or "T" not in config.levels.args):
+        raise ConfigError(
+            f"loss 'hybrid' is stated on the knots of a table: it needs levels {' or '.join(ON_KNOTS)}, with T"
+        )
     return _make("loss", LOSSES, config.loss)
 
 

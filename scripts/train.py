@@ -6,6 +6,7 @@ elsewhere start each with --coordinator HOST:PORT --processes N --process-id I.
 """
 
 import contextlib
+import functools
 import signal
 import sys
 import warnings
@@ -78,9 +79,12 @@ def main(argv: list[str]) -> int:
 
         return run.loss(apply, params, k_loss, x0, labels, **objective | dict(levels=levels))
 
-    runs.rehearse(run, loss)
-    if isinstance(objective["levels"], LossAware):
-        loss = jdiff.losses.loss_aware(loss, objective["levels"], run.schedule)
+    law = objective["levels"]
+    if isinstance(law, LossAware):
+        runs.rehearse(run, functools.partial(loss, levels=law.at(law.init())))
+        loss = jdiff.losses.loss_aware(loss, law, run.schedule)
+    else:
+        runs.rehearse(run, loss)
 
     def take(arrays, j):
         x, labels = arrays

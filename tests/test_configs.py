@@ -65,7 +65,11 @@ config = Config(
         (dict(model=("unet_digits", {"multipliers": (1, 2, 2, 2, 2)})), "do not fit: .*multiples of 16"),
         (dict(model=("mlp", {})), "do not fit"),
         (dict(sample=("ddpm", {"variance": "learned"})), "do not fit"),
-        (dict(loss=("hybrid", {}), levels=("uniform", {})), "it needs levels knots, antithetic, loss_aware"),
+        (dict(loss=("hybrid", {}), levels=("loss_aware", {})), "with T"),
+        (
+            dict(loss=("hybrid", {}), levels=("uniform", {})),
+            "it needs levels knots or antithetic or loss_aware, with T",
+        ),
         (dict(loss=("uncertain", {})), "needs an uncertainty head"),
         (dict(levels=("knots", {"T": 50})), "levels 'knots' has T = 50, the schedule's table 100"),
         (dict(loss=("hybrid", {}), schedule=("flow", {})), "needs schedule 'discrete'"),
