@@ -5,7 +5,6 @@ A file `configs/NAME.py` exports `config = Config(...)`. No module below this on
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import importlib.util
 import inspect
@@ -34,6 +33,7 @@ from jdiff import (
 )  # fmt: skip
 from jdiff.data import DATASETS, DataError
 from jdiff.models import create_model, list_models
+from jdiff.names import did_you_mean
 
 
 class ConfigError(ValueError):
@@ -262,12 +262,6 @@ def setting(text: str) -> tuple[str, object]:
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-def did_you_mean(name: str, names) -> str:
-    """' (did you mean ...?)' for a near miss, else ''."""
-    close = difflib.get_close_matches(name, list(names), 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _make(kind: str, table: dict, choice: Named, *given, **fixed):

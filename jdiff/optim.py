@@ -3,7 +3,6 @@
 Their states hold arrays only, so that they can be donated, sharded and checkpointed.
 """
 
-import difflib
 import functools
 import inspect
 import math
@@ -14,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+
+from jdiff.names import did_you_mean
 
 # ---------------------------------------------------------------- learning rates
 
@@ -183,18 +184,14 @@ def _clip(most: float) -> optax.GradientTransformation:
 
 def _named(kind: str, table: dict, name: str, args: dict, given: tuple):
     """table[name], if that is there and takes `args` beside what is `given`."""
-
-    def near(word, words):
-        return "".join(f" (did you mean {close!r}?)" for close in difflib.get_close_matches(word, words, 1))
-
     if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}{near(name, table)}; one of {', '.join(table)}")
+        raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, table)}; one of {', '.join(table)}")
     parameters = [p for p in inspect.signature(table[name]).parameters.values() if p.name not in given]
     valid = [p.name for p in parameters]
     for word in args:
         if word not in valid:
             known = ", ".join(valid) or "none"
-            raise ValueError(f"{kind} {name!r} has no argument {word!r}{near(word, valid)}; valid: {known}")
+            raise ValueError(f"{kind} {name!r} has no argument {word!r}{did_you_mean(word, valid)}; valid: {known}")
     for p in parameters:
         if p.default is p.empty and p.name not in args:
             raise ValueError(f"{kind} {name!r} needs the argument {p.name!r}")

@@ -22,6 +22,7 @@ import numpy as np
 
 from jdiff.checkpoint import CheckpointError
 from jdiff.ema import gamma_of
+from jdiff.parallel import host
 
 # ---------------------------------------------------------------- which snapshots, how much of each
 
@@ -145,7 +146,7 @@ def write_params(path, params: Any) -> None:
     path = Path(path)
     arrays = {}
     for name, leaf in _leaves(params):
-        whole = _whole(leaf)
+        whole = host(leaf)
         if jax.process_index() == 0:
             arrays[f"ema/{name}"] = np.float32(whole) if whole.dtype.kind == "V" else whole  # bfloat16 is not NumPy's
     if jax.process_index():
@@ -207,14 +208,3 @@ def load_params(path, like: Any) -> Any:
 def _leaves(tree):
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
-
-
-def _whole(leaf) -> np.ndarray:
-    """The leaf on the host, gathered from other processes where they hold parts of it."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        if leaf.is_fully_replicated:
-            return np.asarray(leaf.addressable_data(0))
-        from jax.experimental import multihost_utils
-
-        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-    return np.asarray(leaf)

@@ -25,6 +25,7 @@ import tyro
 
 from jdiff import config as configs
 from jdiff import plot
+from jdiff.names import did_you_mean
 
 TRAINER = Path(__file__).resolve().parent / "train.py"
 SHOWN = 12  # rows of the table on the terminal; results.csv has them all
@@ -262,7 +263,7 @@ def parse_space(texts, config) -> dict[str, Range | Choices]:
         if not equals or not values:
             raise configs.ConfigError(f"--param {text}: expected SETTING=LOW:HIGH, SETTING=LOW:HIGH:log or SETTING=A,B")
         if name not in known:
-            hint = configs.did_you_mean(name, known)
+            hint = did_you_mean(name, known)
             raise configs.ConfigError(f"--param {text}: the config has no setting {name!r}{hint}")
         if name in space:
             raise configs.ConfigError(f"--param {name} is given twice")

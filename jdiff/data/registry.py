@@ -1,8 +1,9 @@
 """Data sets by name: `@register_dataset` on a function that returns one. Any file that is imported can add its own."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any
+
+from jdiff.names import did_you_mean
 
 DATASETS: dict[str, Callable[..., Any]] = {}
 
@@ -19,7 +20,5 @@ def register_dataset(make: Callable[..., Any]) -> Callable[..., Any]:
 def load(name: str, /, **args):
     """The named data set. Raises ValueError for an unknown name, listing the valid ones."""
     if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"unknown data set {name!r}{hint}; one of {', '.join(DATASETS)}")
+        raise ValueError(f"unknown data set {name!r}{did_you_mean(name, DATASETS)}; one of {', '.join(DATASETS)}")
     return DATASETS[name](**args)

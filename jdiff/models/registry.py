@@ -6,12 +6,13 @@ can register models and tags of its own.
 """
 
 import dataclasses
-import difflib
 import fnmatch
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+
+from jdiff.names import did_you_mean
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {}
 _TAGS: dict[str, "Tag"] = {}
@@ -83,7 +84,7 @@ def create_model(name: str, **overrides) -> nn.Module:
     for field in overrides:
         if field not in fields:
             raise ValueError(
-                f"model {name!r} has no field {field!r}{_nearest(field, fields)}; one of {', '.join(fields)}"
+                f"model {name!r} has no field {field!r}{did_you_mean(field, fields)}; one of {', '.join(fields)}"
             )
     return _MODELS[name](**overrides)
 
@@ -112,9 +113,4 @@ def tag_of(name: str) -> Tag:
 
 def _check_known(name: str, names, kind: str) -> None:
     if name not in names:
-        raise ValueError(f"unknown {kind} {name!r}{_nearest(name, names)}; one of {', '.join(sorted(names))}")
-
-
-def _nearest(name: str, names) -> str:
-    close = difflib.get_close_matches(name, list(names), 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, names)}; one of {', '.join(sorted(names))}")
