@@ -29,5 +29,5 @@ config = Config(
         keep_every=100_000,
         sample_every=10_000,
     ),
-    sample=Sample(solver=Named("ddpm", {"variance": "large"}), grid=Named("discrete"), steps=T, num=100),
+    sample=Sample(solver=Named("ddpm", {"variance": "large"}), grid=Named("discrete"), steps=T, clip=1.0, num=100),
 )

@@ -31,5 +31,5 @@ config = Config(
         keep_every=50_000,
         sample_every=10_000,
     ),
-    sample=Sample(solver=Named("ddpm", {"variance": "learned"}), grid=Named("discrete"), steps=250, num=100),
+    sample=Sample(solver=Named("ddpm", {"variance": "learned"}), grid=Named("discrete"), steps=250, clip=1.0, num=100),
 )

@@ -114,6 +114,8 @@ class Sample:
     """Times of the grid: network calls of a one-evaluation solver; heun makes 2 steps - 1."""
     guidance: float = 1.0
     """Weight of classifier-free guidance; 1 is none."""
+    clip: float | None = None
+    """Keep estimates of x_0 within plus and minus this, as DDPM and ADM do with 1; None for no limit."""
     num: int = 100
     """Samples drawn at the end of training."""
     match_prior: bool = False
@@ -164,6 +166,8 @@ class Config:
         for name, value in positive.items():
             if not value > 0:
                 raise ConfigError(f"{name} must be positive, got {value}")
+        if s.clip is not None and not s.clip > 0:
+            raise ConfigError(f"sample.clip is the largest value of the data, positive, or None; got {s.clip}")
         if not 0 <= t.label_dropout < 1:
             raise ConfigError(f"train.label_dropout is a share, in [0, 1); got {t.label_dropout}")
         if t.sample_every < 0 or t.warmup_steps < 0 or t.skip_nonfinite < 0:

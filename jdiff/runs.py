@@ -116,8 +116,8 @@ def terminal_snr(run: Run) -> float:
     return float(jnp.exp(jdiff.log_snr(run.schedule, t)))
 
 
-def make_denoiser(run: Run, params, labels, guidance: float):
-    """The run's denoiser for labels (B,) or None, with classifier-free guidance unless `guidance` is 1."""
+def make_denoiser(run: Run, params, labels, how: Sample):
+    """The run's denoiser for labels (B,) or None, with the guidance and the clipping of `how`."""
     o = run.objective
 
     def given(cond):
@@ -126,10 +126,11 @@ def make_denoiser(run: Run, params, labels, guidance: float):
             learned_variance=run.config.loss.name == "hybrid", self_conditioning=o["self_conditioning"] is not None,
         )  # fmt: skip
 
-    if labels is None or guidance == 1:
-        return given(labels)
-    null = jnp.full_like(labels, run.dataset.classes)
-    return jdiff.guidance.cfg(given(labels), given(null), guidance)
+    denoise = given(labels)
+    if labels is not None and how.guidance != 1:
+        null = jnp.full_like(labels, run.dataset.classes)
+        denoise = jdiff.guidance.cfg(denoise, given(null), how.guidance)
+    return denoise if how.clip is None else jdiff.guidance.threshold(denoise, run.schedule, how.clip)
 
 
 def draw(run: Run, params, key, num: int, how: Sample, labels=None, *, batch: int = 500, path: bool = False):
@@ -169,7 +170,7 @@ def _sampler(run: Run, how: Sample, size: int):
         k_prior, k_steps = jax.random.split(key)
         keys = [jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(rows) for k in (k_prior, k_steps)]
         x = jdiff.prior(run.schedule, keys[0], (size, *run.dataset.shape), times[0], mean=mean, std=std)
-        denoise = make_denoiser(run, params, cond, how.guidance)
+        denoise = make_denoiser(run, params, cond, how)
         return jdiff.sample(solver, denoise, run.schedule, x, times, keys[1], path=path)
 
     return one_batch

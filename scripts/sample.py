@@ -35,6 +35,8 @@ class Arguments:
     """Times of the grid: network calls of a one-evaluation solver."""
     guidance: float | None = None
     """Weight of classifier-free guidance; 1 is none."""
+    clip: float | None = None
+    """Keep estimates of x_0 within plus and minus this."""
     labels: tuple[int, ...] = ()
     """Classes to cycle through; all when left out."""
     seed: int = 0
@@ -69,6 +71,7 @@ def main(argv: list[str]) -> int:
         grid=how.grid if a.grid in (None, how.grid.name) else Named(a.grid),
         steps=how.steps if a.steps is None else a.steps,
         guidance=how.guidance if a.guidance is None else a.guidance,
+        clip=how.clip if a.clip is None else a.clip,
     )
     config = dataclasses.replace(run.config, sample=how)  # checks the numbers
     configs.build_sampler(config.sample, run.schedule)

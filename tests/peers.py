@@ -45,12 +45,14 @@ class Exact:
 _sample = jax.jit(jdiff.sample, static_argnames=("path", "checkpoint"))
 
 
-def ours(solver, schedule, sigmas, x, key=None, dtype=jnp.float32):
+def ours(solver, schedule, sigmas, x, key=None, dtype=jnp.float32, around=lambda denoise, schedule: denoise):
     """States after each step over the ratios sigma/alpha, the last denoise being the last: (N, B, 2)."""
     with jax.enable_x64(True):
         times = times_of(schedule, sigmas)
         x = jnp.asarray(np.asarray(x), dtype)
-        x0, xs = _sample(solver, Exact(schedule), schedule, x, times, key, path=True, checkpoint=False)
+        x0, xs = _sample(
+            solver, around(Exact(schedule), schedule), schedule, x, times, key, path=True, checkpoint=False
+        )
         return np.concatenate([np.asarray(xs), np.asarray(x0)[None]])
 
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import mixture
 
 import jdiff
-from jdiff.guidance import cfg, interval
+from jdiff.guidance import cfg, interval, threshold
 
 SCHEDULE = jdiff.VP()
 
@@ -74,9 +74,42 @@ def test_interval_saves_evaluations():
     assert len(count) == 20 + inside
 
 
+@pytest.mark.parametrize("quantile", [None, 0.8])
+@pytest.mark.parametrize("schedule", [jdiff.VP(), jdiff.EDM(), jdiff.Flow()], ids=lambda s: type(s).__name__)
+def test_threshold(schedule, quantile):
+    """x_0 by its definition, the noise that goes with it, per sample; what is in range stays."""
+    denoise = mixture().denoise(schedule)
+    x, t = 3 * jax.random.normal(jax.random.key(1), (4, 2)), jnp.linspace(0.1, 0.9, 4) * schedule.t_max
+    free, limit = np.asarray(denoise(x, t)), 0.3
+    size = limit if quantile is None else np.maximum(np.quantile(np.abs(free), quantile, axis=1, keepdims=True), limit)
+    expected = np.clip(free, -size, size) * (limit / size)
+    assert (np.abs(free) > limit).any()
+    x0, eps, _ = jax.jit(lambda x, t: threshold(denoise, schedule, limit, quantile).predict(x, t))(x, t)
+    np.testing.assert_allclose(x0, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(eps, jdiff.eps_from(schedule, x0, x, t), rtol=1e-4, atol=2e-5)
+    loose = threshold(denoise, schedule, 100.0, quantile).predict(x, t)
+    np.testing.assert_allclose(loose.x0, free, rtol=1e-6)
+    np.testing.assert_allclose(loose.eps, denoise.predict(x, t).eps, rtol=1e-6, atol=1e-6)
+
+
+def test_threshold_at_the_ends():
+    """Finite where sigma = 0 and where alpha = 0, with its gradient; the data at sigma = 0, within range."""
+    denoise = jdiff.denoiser(lambda params, x, label, cond: 2 * x, (), jdiff.Flow(), jdiff.targets.Velocity())
+    for t in (0.0, 1.0):
+        both = lambda x, t=t: threshold(denoise, jdiff.Flow(), 0.5).predict(x, t)[:2]  # noqa: E731
+        gradient = jax.grad(lambda x: sum(jnp.sum(a) for a in both(x)))(X)  # noqa: B023
+        assert all(np.isfinite(a).all() for a in (*both(X), gradient))
+    x = jnp.array([[0.2, -0.7]])
+    np.testing.assert_allclose(threshold(denoise, jdiff.Flow(), 0.5)(x, 0.0), [[0.2, -0.5]])
+
+
 def test_errors():
     c, _ = pair()
     with pytest.raises(ValueError, match="no predict"):
         cfg(c, lambda x, t: x, 2.0)
     with pytest.raises(ValueError, match="low < high"):
         interval(c, c, 2.0, 1.0)
+    with pytest.raises(ValueError, match="limit must be positive"):
+        threshold(c, SCHEDULE, 0.0)
+    with pytest.raises(ValueError, match="above 0 and up to 1"):
+        threshold(c, SCHEDULE, quantile=1.5)

@@ -62,6 +62,21 @@ def test_ddpm(variance, monkeypatch):
     assert_same(ours(solvers.DDPM(variance), table(scheduler), grid, START, KEY), expected)
 
 
+@pytest.mark.parametrize("how", [dict(clip_sample=True, clip_sample_range=0.5),
+                                 dict(clip_sample=False, thresholding=True, dynamic_thresholding_ratio=0.7,
+                                      sample_max_value=100.0)], ids=["clipped", "dynamic"])  # fmt: skip
+def test_thresholding(how, monkeypatch):
+    scheduler = diffusers.DDPMScheduler(variance_type="fixed_small", **how)
+    scheduler.set_timesteps(20)
+    replay(monkeypatch, scheduler, [draw[..., None] for draw in noises(KEY, 20)])
+    expected = theirs(scheduler, by_index(scheduler), START[..., None])[..., 0]  # theirs asks for (B, C, *sizes)
+    grid = ratios(scheduler, scheduler.timesteps.numpy())
+    limits = (0.5, None) if how["clip_sample"] else (1.0, 0.7)
+    within = lambda denoise, schedule: jdiff.guidance.threshold(denoise, schedule, *limits)  # noqa: E731
+    assert_same(ours(solvers.DDPM("small"), table(scheduler), grid, START, KEY, around=within), expected)
+    assert not np.allclose(expected, ours(solvers.DDPM("small"), table(scheduler), grid, START, KEY), atol=1e-2)
+
+
 # ---------------------------------------------------------------- exponential multistep methods
 
 

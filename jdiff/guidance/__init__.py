@@ -2,5 +2,6 @@
 
 from jdiff.guidance.cfg import cfg
 from jdiff.guidance.interval import interval
+from jdiff.guidance.threshold import threshold
 
-__all__ = ["cfg", "interval"]
+__all__ = ["cfg", "interval", "threshold"]
