@@ -263,7 +263,7 @@ def test_averages_and_snapshots(place):
 
 CHOICES = {
     "hybrid": """loss=Named("hybrid", {"vlb": 0.01}), levels=Named("knots", {"T": 100}), self_conditioning=0.5,
-        sample=Sample(solver=Named("ddpm", {"variance": "learned"}), grid=Named("discrete"), steps=3, num=10, clip=1.0)""",
+        sample=Sample(solver=Named("ddpm", {"variance": "learned"}), grid=Named("discrete"), steps=3, clip=1.0)""",
     "aware": """levels=Named("loss_aware", {"T": 100, "bins": 10, "history": 1}), weight=Named("min_snr"),
         coupling=Named("nearest"), sample=Sample(steps=3, num=10)""",
     "augmented": """coupling=Named("assignment"), sample=Sample(steps=3, num=10)""",
