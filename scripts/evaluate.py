@@ -77,6 +77,7 @@ def judge(a: Arguments, data):
     else:
         path = Path(a.judge)
         if not path.exists():
+            print(f"training a ResNet to judge by, kept in {path}", flush=True)
             metrics.save_judge(path, metrics.fit_judge(data))
         resnet = metrics.load_judge(path, data)
 

@@ -33,7 +33,7 @@ class Judge:
         return np.concatenate(labels), np.concatenate(features)
 
 
-def fit_judge(data, steps: int = 1500, batch: int = 128, seed: int = 0, width: int = 32) -> Judge:
+def fit_judge(data, steps: int = 1500, batch: int = 128, seed: int = 0, width: int = 16) -> Judge:
     """A ResNet-18 of `width` trained on a labelled data set's training split: AdamW, the rate falling to 0.
 
     Raises ValueError for a data set without classes.
@@ -66,7 +66,7 @@ def save_judge(path, judge: Judge) -> None:
     posthoc.write_params(path, judge.variables)
 
 
-def load_judge(path, data, width: int = 32) -> Judge:
+def load_judge(path, data, width: int = 16) -> Judge:
     """The judge that `save_judge` wrote. Raises CheckpointError if it is missing, damaged or of other data."""
     model = _model(data, width)
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *data.shape)))
