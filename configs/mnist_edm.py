@@ -1,9 +1,10 @@
 """MNIST by EDM: the network and budget of configs/mnist.py, Karras' preconditioning, levels and grid.
 
 python scripts/train.py configs/mnist_edm.py
-python scripts/evaluate.py runs/mnist_edm
+python scripts/evaluate.py runs/mnist_edm --judge runs/mnist_judge.npz
 
-Not run to the end yet.
+As asked at guidance 2: 99.0%, Frechet distance 4.35 in a ResNet's features; at guidance 1: 83.4%, 12.0.
+Details: docs/training.md.
 """
 
 from jdiff.config import Config, Named, Sample, Train

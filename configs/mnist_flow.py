@@ -1,9 +1,10 @@
 """MNIST by flow matching: the network and budget of configs/mnist.py, straight paths, logit-normal times.
 
 python scripts/train.py configs/mnist_flow.py
-python scripts/evaluate.py runs/mnist_flow
+python scripts/evaluate.py runs/mnist_flow --judge runs/mnist_judge.npz
 
-Not run to the end yet.
+As asked at guidance 2: 99.6%, Frechet distance 6.55 in a ResNet's features; at guidance 1: 93.2%, 4.86.
+Details: docs/training.md.
 """
 
 from jdiff.config import Config, Named, Sample, Train
