@@ -28,5 +28,5 @@ config = Config(
         save_every=400,
         sample_every=400,
     ),
-    sample=Sample(solver=Named("heun"), grid=Named("log_snr"), steps=20, guidance=2.0, num=100),
+    sample=Sample(solver=Named("heun"), grid=Named("log_snr"), steps=20, guidance=2.0, clip=1.0, num=100),
 )

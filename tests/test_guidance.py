@@ -113,3 +113,5 @@ def test_errors():
         threshold(c, SCHEDULE, 0.0)
     with pytest.raises(ValueError, match="above 0 and up to 1"):
         threshold(c, SCHEDULE, quantile=1.5)
+    with pytest.raises(ValueError, match="limit is one number"):
+        threshold(c, SCHEDULE, jnp.ones(3))

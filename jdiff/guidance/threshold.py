@@ -42,13 +42,16 @@ def threshold(denoise: Denoise, schedule: Schedule, limit=1.0, quantile=None) ->
     Where alpha is small, a small error of a predicted eps is a large one of x_0: tables that end near alpha = 0 need it
     (the published samplers of DDPM and ADM clip), and so do large guidance weights. Goes around guidance.
     Ho et al. 2020, arXiv:2006.11239 (clipping, in its code); Saharia et al. 2022, arXiv:2205.11487, section 2.3.
-    Raises ValueError unless limit > 0 and 0 < quantile <= 1.
+    Raises ValueError unless both are single numbers, limit > 0 and 0 < quantile <= 1.
 
     >>> import jax.numpy as jnp, jdiff
     >>> far = threshold(lambda x, t: 3 * x, jdiff.Flow())
     >>> far(jnp.array([[0.1, -2.0]]), 0.5).tolist()
     [[0.30000001192092896, -1.0]]
     """
+    for name, value in dict(limit=limit, quantile=quantile).items():
+        if value is not None and jnp.ndim(value):
+            raise ValueError(f"threshold: {name} is one number, got shape {jnp.shape(value)}")
     if concrete(limit) and not limit > 0:
         raise ValueError(f"threshold: limit must be positive, got {limit}")
     if quantile is not None and concrete(quantile) and not 0 < quantile <= 1:
