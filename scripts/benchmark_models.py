@@ -3,11 +3,14 @@
 dit: 6 layers of 256 with 8 heads on the 64 patches of 32x32x3 images. unet: diffusers' UNet2DModel of 64, 128 and 128
 channels with attention at 16x16, two blocks a level, and the same network of ours with its weights. Batch 32, float32.
 Three rows: forward; loss and gradients; five training steps with Adam, which are one call for us, as in
-scripts/train.py (PyTorch's Adam is the fused one). Both sides run in turn in one process with the same number
-of threads; ratios above 1 mean that jdiff is faster. Needs `pip install torch==2.13.0 diffusers`.
+scripts/train.py (PyTorch's Adam is the fused one). Each side computes the batch in slices of as many images as suit it,
+one after the other: what a layer makes then stays in the cache; gradients are added up, as `train.accumulate` does.
+Both sides run in turn in one process with the same number of threads; ratios above 1 mean that jdiff is faster. Needs
+`pip install torch==2.13.0 diffusers`.
 """
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +37,10 @@ class Arguments:
     """Which network."""
     batch: int = 32
     """Images at once."""
+    slice: int | None = None
+    """Images of ours at a time; 16 for dit, 8 for unet if not given."""
+    torch_slice: int | None = None
+    """Images of PyTorch's at a time; the whole batch, its fastest, if not given."""
     repeats: int = 15
     """Measurements of each side, in turn."""
 
@@ -55,20 +62,32 @@ def compare(name: str, ours: Callable, theirs: Callable, repeats: int) -> None:
     )
 
 
-def measure(model, variables, network, x: np.ndarray, label: np.ndarray, repeats: int, torch) -> None:
+def measure(model, variables, network, x: np.ndarray, label: np.ndarray, a: Arguments, torch) -> None:
     """The rows of one network: `network(x, label)` is PyTorch's, with x (B, C, H, W)."""
-    xs, labels, target = jnp.asarray(x), jnp.asarray(label), jnp.asarray(np.random.default_rng(1).normal(size=x.shape))
-    y, level, aim = (
-        torch.tensor(np.array(a)) for a in (xs.transpose(0, 3, 1, 2), labels, target.transpose(0, 3, 1, 2))
-    )
+    target = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    slices = [jnp.asarray(z.reshape(-1, a.slice, *z.shape[1:])) for z in (x, label, target)]
+    theirs = [
+        list(torch.tensor(np.array(z)).split(a.torch_slice))
+        for z in (x.transpose(0, 3, 1, 2), label, target.transpose(0, 3, 1, 2))
+    ]
+    count, tx = len(slices[0]), optax.adam(1e-4)
 
-    def loss(variables):
-        return jnp.mean((model.apply(variables, xs, labels, None) - target) ** 2)
+    @jax.jit
+    def forward(variables):
+        return lax.map(lambda part: model.apply(variables, *part, None), slices[:2])
 
-    forward, gradient, tx = jax.jit(model.apply), jax.jit(jax.value_and_grad(loss)), optax.adam(1e-4)
+    def value_and_grad(variables):
+        def loss(variables, x, label, target):
+            return jnp.mean((model.apply(variables, x, label, None) - target) ** 2) / count
+
+        def one(total, part):
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(variables, *part)), None
+
+        zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, variables)
+        return lax.scan(one, zeros, slices)[0]
 
     def step(variables, state):
-        value, grads = jax.value_and_grad(loss)(variables)
+        value, grads = value_and_grad(variables)
         updates, state = tx.update(grads, state)
         return optax.apply_updates(variables, updates), state, value
 
@@ -77,7 +96,7 @@ def measure(model, variables, network, x: np.ndarray, label: np.ndarray, repeats
         (variables, state), values = lax.scan(one, (variables, state), length=STEPS)
         return variables, state, values
 
-    visit = jax.jit(visit, donate_argnums=(0, 1))
+    gradient, visit = jax.jit(value_and_grad), jax.jit(visit, donate_argnums=(0, 1))
     held = [jax.tree.map(jnp.copy, variables), tx.init(variables)]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
 
@@ -87,20 +106,22 @@ def measure(model, variables, network, x: np.ndarray, label: np.ndarray, repeats
 
     @torch.no_grad()
     def their_forward():
-        network(y, level)
+        for y, level in zip(*theirs[:2], strict=True):
+            network(y, level)
 
     def their_gradient():
         optimizer.zero_grad()
-        ((network(y, level) - aim) ** 2).mean().backward()
+        for y, level, aim in zip(*theirs, strict=True):
+            (((network(y, level) - aim) ** 2).mean() / len(theirs[0])).backward()
 
     def their_train():
         for _ in range(STEPS):
             their_gradient()
             optimizer.step()
 
-    compare("forward", lambda: forward(variables, xs, labels, None), their_forward, repeats)
-    compare("gradients", lambda: gradient(variables), their_gradient, repeats)
-    compare(f"{STEPS} steps", train, their_train, max(repeats // 3, 1))
+    compare("forward", lambda: forward(variables), their_forward, a.repeats)
+    compare("gradients", lambda: gradient(variables), their_gradient, a.repeats)
+    compare(f"{STEPS} steps", train, their_train, max(a.repeats // 3, 1))
 
 
 def dit(a: Arguments, torch) -> None:
@@ -157,7 +178,7 @@ def dit(a: Arguments, torch) -> None:
             weight.normal_(0, 0.05)
     ours, theirs = sum(w.size for w in jax.tree.leaves(variables)), sum(w.numel() for w in network.parameters())
     assert ours == theirs, (ours, theirs)
-    measure(model, variables, network, x, label, a.repeats, torch)
+    measure(model, variables, network, x, label, a, torch)
 
 
 def unet(a: Arguments, torch) -> None:
@@ -189,13 +210,18 @@ def unet(a: Arguments, torch) -> None:
     variables = jax.tree.map(jnp.asarray, convert.variables_of(model, "diffusers", tensors))
     rng = np.random.default_rng(0)
     x, label = rng.normal(size=(a.batch, 32, 32, 3)), rng.uniform(0, 999, a.batch)
-    measure(model, variables, network, x.astype(np.float32), label.astype(np.float32), a.repeats, torch)
+    measure(model, variables, network, x.astype(np.float32), label.astype(np.float32), a, torch)
 
 
 def main(argv: list[str]) -> int:
     a = configs.parse(Arguments, argv, prog="scripts/benchmark_models.py")
     if a.batch < 1 or a.repeats < 1:
         raise configs.ConfigError("--batch and --repeats must be at least 1")
+    ours = math.gcd(a.batch, {"dit": 16, "unet": 8}[a.what]) if a.slice is None else a.slice
+    a = dataclasses.replace(a, slice=ours, torch_slice=a.batch if a.torch_slice is None else a.torch_slice)
+    for name, size in (("slice", a.slice), ("torch-slice", a.torch_slice)):
+        if size < 1 or a.batch % size:
+            raise configs.ConfigError(f"--{name} {size} does not divide the batch of {a.batch}; choose a divisor")
     try:
         import torch
     except ImportError:

@@ -22,7 +22,6 @@ from jdiff.models.transformer import (
     grid_positions,
     images,
     rotary_angles,
-    settle,
     sincos_positions,
     xavier,
     zeros,
@@ -63,12 +62,12 @@ class DiTBlock(nn.Module):
         parts = nn.Dense(6 * D, kernel_init=zeros, dtype=self.dtype, name="modulation")(nn.silu(c))
         shift_0, scale_0, gate_0, shift_1, scale_1, gate_1 = jnp.split(parts[:, None], 6, -1)
         attention = Attention(self.heads, self.qk_norm, dtype=self.dtype, name="attention")
-        x = settle(x + gate_0 * attention(modulate(x, shift_0, scale_0), angles=angles), x)
+        x = x + gate_0 * attention(modulate(x, shift_0, scale_0), angles=angles)
         if context is not None:
             cross = Attention(self.heads, self.qk_norm, out_init=zeros, dtype=self.dtype, name="cross")
-            x = settle(x + cross(standardize(x, (-1,), 1e-6), context, mask), x)
+            x = x + cross(standardize(x, (-1,), 1e-6), context, mask)
         feed = FeedForward(self.ratio, dtype=self.dtype, name="feed")
-        return settle(x + gate_1 * feed(modulate(x, shift_1, scale_1)), x)
+        return x + gate_1 * feed(modulate(x, shift_1, scale_1))
 
 
 class DiT(nn.Module):
@@ -112,7 +111,6 @@ class DiT(nn.Module):
         h = Patches(self.width, p, self.dtype, name="patches")(x)
         if self.sincos:
             h = h + jnp.asarray(sincos_positions(*grid, self.width), h.dtype)[None]
-        h = settle(h, h)
         angles = rotary_angles(grid_positions(*grid), self.width // self.heads) if self.rope else None
         c, context, mask = self._conditions(label, cond)
         make = nn.remat(DiTBlock) if self.remat else DiTBlock

@@ -1,25 +1,33 @@
 """Normalisation, in float32 or wider whatever the dtype of the network."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jdiff.models.inits import scaled_init
 
+# A decorator: the backward pass computes f again from its arguments. For what is a few operations a number, that is
+# faster than to write down and read back what lies between; compilers that know better may still keep it.
+recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+
 
 class GroupNorm(nn.Module):
     """(x - mean) / sqrt(var + epsilon) over the positions and channels of each group, then scale and bias.
 
-    At most `groups` groups of at least `min_width` channels.  Wu & He 2018, arXiv:1803.08494.
+    At most `groups` groups of at least `min_width` channels.  Wu & He 2018, arXiv:1803.08494. `activation`, a function,
+    is applied to the result.
     """
 
     groups: int = 32
     min_width: int = 4
     epsilon: float = 1e-5
     dtype: Any = None
+    activation: Callable | None = None
 
     @nn.compact
     def __call__(self, x, modulation=None):
@@ -29,23 +37,29 @@ class GroupNorm(nn.Module):
         groups = max(g for g in range(1, most + 1) if C % g == 0)
         scale = self.param("scale", nn.initializers.ones_init(), (C,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (C,), jnp.float32)
-        y = _wide(x)
-        # the sums over positions keep the channels, where they are fast, and the groups are joined afterwards
-        space = tuple(range(1, x.ndim - 1))
 
-        def join(v):  # (B, C) -> the mean of each group at each of its channels
-            v = v.reshape(len(x), groups, C // groups)
-            return jnp.broadcast_to(v.mean(-1, keepdims=True), v.shape).reshape(len(x), C)
+        @recomputed
+        def norm(x, scale, bias, modulation):
+            y = _wide(x)
+            # the sums over positions keep the channels, where they are fast, and the groups are joined afterwards
+            space = tuple(range(1, x.ndim - 1))
 
-        mean = join(y.mean(space))
-        y = y - _spread(mean, y)
-        gain = lax.rsqrt(join(jnp.square(y).mean(space)) + self.epsilon) * scale.astype(y.dtype)[None]
-        shift = jnp.broadcast_to(bias.astype(y.dtype)[None], gain.shape)
-        if modulation is not None:  # one product and one sum over the whole signal, not two of each
-            more, add = (m.astype(y.dtype) for m in modulation)
-            gain, shift = gain * (1 + more), shift * (1 + more) + add
-        y = y * _spread(gain, y) + _spread(shift, y)
-        return y if self.dtype is None else y.astype(self.dtype)
+            def join(v):  # (B, C) -> the mean of each group at each of its channels
+                v = v.reshape(len(x), groups, C // groups)
+                return jnp.broadcast_to(v.mean(-1, keepdims=True), v.shape).reshape(len(x), C)
+
+            mean = join(y.mean(space))
+            y = y - _spread(mean, y)
+            gain = lax.rsqrt(join(jnp.square(y).mean(space)) + self.epsilon) * scale.astype(y.dtype)[None]
+            shift = jnp.broadcast_to(bias.astype(y.dtype)[None], gain.shape)
+            if modulation is not None:  # one product and one sum over the whole signal, not two of each
+                more, add = (m.astype(y.dtype) for m in modulation)
+                gain, shift = gain * (1 + more), shift * (1 + more) + add
+            y = y * _spread(gain, y) + _spread(shift, y)
+            y = y if self.dtype is None else y.astype(self.dtype)
+            return y if self.activation is None else self.activation(y)
+
+        return norm(x, scale, bias, modulation)
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -55,13 +69,15 @@ class AdaptiveGroupNorm(nn.Module):
     min_width: int = 4
     epsilon: float = 1e-5
     kernel_init: str = "xavier"
+    activation: Callable | None = None
 
     @nn.compact
     def __call__(self, x, embedding):
         """x: (B, ..., C), embedding: (B, E)."""
         dense = nn.Dense(2 * x.shape[-1], kernel_init=scaled_init(1.0, self.kernel_init), name="modulation")
         modulation = jnp.split(dense(nn.silu(embedding)), 2, axis=-1)
-        return GroupNorm(self.groups, self.min_width, self.epsilon, name="norm")(x, modulation)
+        norm = GroupNorm(self.groups, self.min_width, self.epsilon, activation=self.activation, name="norm")
+        return norm(x, modulation)
 
 
 class BatchNorm(nn.Module):
@@ -171,6 +187,7 @@ class AdaptiveLayerNorm(nn.Module):
         return y if self.dtype is None else y.astype(self.dtype)
 
 
+@functools.partial(recomputed, static_argnums=(1, 2))
 def standardize(x, axes, epsilon: float):
     """(x - mean) / sqrt(var + epsilon) over `axes`, in float32 or wider; x of any shape."""
     y = _wide(x)

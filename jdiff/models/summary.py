@@ -107,6 +107,8 @@ def summary(
 
 def _costs(jaxpr, layer: str, times: int = 1) -> Iterator[tuple[str, int]]:
     """(layer, FLOPs) of each matrix product and convolution of a jaxpr and of those inside it."""
+    # a column more than needed, made for speed and cut off at once (models/conv.py), is no part of the network
+    kept = {id(eqn.invars[0]): eqn.outvars[0].aval.size for eqn in jaxpr.eqns if eqn.primitive.name == "slice"}
     for eqn in jaxpr.eqns:
         marks = MARK.findall(str(eqn.source_info.name_stack))
         here, kind = marks[-1] if marks else layer, eqn.primitive.name
@@ -119,7 +121,8 @@ def _costs(jaxpr, layer: str, times: int = 1) -> Iterator[tuple[str, int]]:
             inputs = math.prod(kernel[i] for i in numbers[1:])  # channels of the group and positions
             spread = math.prod(eqn.params["lhs_dilation"])  # of a transposed convolution, whose zeros are not counted
             groups = eqn.params["batch_group_count"]
-            yield here, times * 2 * eqn.outvars[0].aval.size * inputs // (spread * groups)
+            size = kept.get(id(eqn.outvars[0]), eqn.outvars[0].aval.size)
+            yield here, times * 2 * size * inputs // (spread * groups)
         elif kind == "cond":
             branches = [list(_costs(branch.jaxpr, here, times)) for branch in eqn.params["branches"]]
             yield from max(branches, key=lambda costs: sum(cost for _, cost in costs))

@@ -3,6 +3,7 @@
 Tokens are (B, L, D). Dense layers compute in `dtype`; parameters, norms and softmax are at least float32.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from jdiff.models.norms import recomputed
 
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros_init()
@@ -64,17 +67,6 @@ def _product(x, kernel, dimension_numbers, **options):
     return out.reshape(*x.shape[:-1], -1)
 
 
-def settle(x: jax.Array, seen: jax.Array) -> jax.Array:
-    """x, and in the backward pass its gradient, computed once; `seen` (B, L, D) is any array that is there already.
-
-    XLA:CPU computes sums anew in each place that uses them: the gradient of a residual stream, a sum over all later
-    blocks, several times in each block. A quotient it keeps, here by a 1 that it cannot know.
-    """
-    if jax.default_backend() != "cpu":
-        return x
-    return x / jnp.where(jnp.isnan(seen[:, :1, :1]), 2, 1).astype(x.dtype)
-
-
 class Attention(nn.Module):
     """W_out attend(W_q x, W_k context, W_v context), multi-head; self-attention without a context.
 
@@ -125,7 +117,8 @@ class FeedForward(nn.Module):
     def __call__(self, x):
         """(B, L, D) -> (B, L, D)."""
         D = x.shape[-1]
-        y = nn.gelu(dense(int(D * self.ratio), self.kernel_init, self.dtype, "in")(x), approximate=not self.exact)
+        y = dense(int(D * self.ratio), self.kernel_init, self.dtype, "in")(x)
+        y = recomputed(functools.partial(nn.gelu, approximate=not self.exact))(y)
         return dense(D, self.kernel_init, self.dtype, "out")(y)
 
 
@@ -152,7 +145,7 @@ class Block(nn.Module):
         feed = FeedForward(self.ratio, exact=True, **shared, name="feed")
         for f, name in ((lambda y: attention(y, mask=mask, angles=angles), "norm_0"), (feed, "norm_1")):
             norm = nn.LayerNorm(self.epsilon, use_fast_variance=False, name=name)
-            x = settle((norm(x + f(x)) if self.post else x + f(norm(x))).astype(x.dtype), x)
+            x = (norm(x + f(x)) if self.post else x + f(norm(x))).astype(x.dtype)
         return x
 
 
@@ -173,7 +166,8 @@ class Patches(nn.Module):
         kernel = self.param("kernel", init, (p, p, C, self.features), jnp.float32)
         bias = self.param("bias", zeros, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return tokens(x, p) @ kernel.reshape(p * p * C, self.features) + bias[None, None]
+        x = tokens(x, p)
+        return _product(x, kernel.reshape(p * p * C, -1), (((x.ndim - 1,), (0,)), ((), ()))) + bias[None, None]
 
 
 def tokens(x: jax.Array, patch: int) -> jax.Array:

@@ -52,18 +52,19 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x, embedding, train: bool):
         """x: (B, *sizes, C), embedding: (B, E) -> (B, *sizes', features)."""
-        y = nn.silu(GroupNorm(*self.norm, name="norm_0")(x))
+        y = GroupNorm(*self.norm, activation=nn.silu, name="norm_0")(x)
         if self.resample:
             change = downsample if self.resample == "down" else upsample
             x, y = change(x, self.filter), change(y, self.filter)
         y = Conv(self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="conv_0")(y)
         if self.adaptive:
-            y = AdaptiveGroupNorm(*self.norm, kernel_init=self.kernel_init, name="norm_1")(y, embedding)
+            norm = AdaptiveGroupNorm(*self.norm, kernel_init=self.kernel_init, activation=nn.silu, name="norm_1")
+            y = norm(y, embedding)
         else:
             shift = nn.Dense(self.features, kernel_init=scaled_init(1.0, self.kernel_init), name="shift")
             shift = shift(nn.silu(embedding)).reshape(len(x), *(1,) * (x.ndim - 2), -1)
-            y = GroupNorm(*self.norm, name="norm_1")(y + shift.astype(y.dtype))
-        y = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(y))
+            y = GroupNorm(*self.norm, activation=nn.silu, name="norm_1")(y + shift.astype(y.dtype))
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
         y = Conv(self.features, scale=self.out_scale, dtype=self.dtype, kernel_init=self.kernel_init, name="conv_1")(y)
         if x.shape[-1] != self.features or (self.resample and self.project):
             x = Conv(self.features, kernel=1, dtype=self.dtype, kernel_init=self.kernel_init, name="skip")(x)
@@ -236,7 +237,7 @@ class UNet(nn.Module):
 
     def _emit(self, name: str, h, image, channels: int):
         """What a level adds to the output, and the output of the levels below it, doubled, if there is one."""
-        y = nn.silu(GroupNorm(*self._norm, name=f"norm_{name}")(h))
+        y = GroupNorm(*self._norm, activation=nn.silu, name=f"norm_{name}")(h)
         y = self._conv(name, channels, scale=self.out_scale, dtype=None)(y)
         return y if image is None else upsample(image, self.filter) + y
 

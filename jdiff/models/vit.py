@@ -12,7 +12,7 @@ from jdiff.models.conv import Conv
 from jdiff.models.dit import label_features
 from jdiff.models.embed import ClassEmbedding, check_unconditional
 from jdiff.models.registry import register_model
-from jdiff.models.transformer import Block, Patches, check_patches, dense, images, settle, zeros
+from jdiff.models.transformer import Block, Patches, check_patches, dense, images, zeros
 
 
 class ViT(nn.Module):
@@ -54,7 +54,6 @@ class ViT(nn.Module):
         patches = Patches(self.width, self.patch, self.dtype, name="patches")(x)
         h = jnp.concatenate([jnp.stack(extra, 1).astype(patches.dtype), patches], 1)
         h = h + self._positions(h.shape[1], init).astype(h.dtype)
-        h = settle(h, h)
         make = nn.remat(Block) if self.remat else Block
         kept = []
         for i in range(self.depth):
