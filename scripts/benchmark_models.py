@@ -9,6 +9,7 @@ Both sides run in turn in one process with the same number of threads; ratios ab
 `pip install torch==2.13.0 diffusers`.
 """
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -24,6 +25,7 @@ import tyro
 from jax import lax
 
 import jdiff
+from jdiff import awake
 from jdiff import config as configs
 
 STEPS = 5
@@ -37,6 +39,8 @@ class Arguments:
     """Which network."""
     batch: int = 32
     """Images at once."""
+    awake: bool = False
+    """Keep the CPUs from sleeping meanwhile, for both sides, as `train.awake` does."""
     slice: int | None = None
     """Images of ours at a time; 16 for dit, 8 for unet if not given."""
     torch_slice: int | None = None
@@ -226,7 +230,8 @@ def main(argv: list[str]) -> int:
         import torch
     except ImportError:
         configs.fail("this compares with PyTorch: pip install torch==2.13.0")
-    {"dit": dit, "unet": unet}[a.what](a, torch)
+    with awake.keep() if a.awake else contextlib.nullcontext():
+        {"dit": dit, "unet": unet}[a.what](a, torch)
     return 0
 
 
