@@ -22,10 +22,9 @@ while os.getppid() == parent:
 def keep() -> Iterator[tuple[int, ...]]:
     """Keep the CPUs of this process awake inside the context; gives the process ids of what does, one a CPU.
 
-    XLA:CPU hands each layer from thread to thread, and a thread that waits lets its CPU sleep. On virtual machines it
-    takes the host a tenth of a millisecond to wake one up: a third of the time of a small network. The CPUs then never
-    idle, which costs power, and credits where a machine counts them; other programs lose nothing. Linux only: elsewhere
-    nothing is done.
+    XLA:CPU hands each layer from thread to thread, and a thread that waits lets its CPU sleep. On virtual machines
+    waking it can take much of the time of a small network (docs/networks.md). The CPUs then never idle, which costs
+    power, and credits where a machine counts them; other programs come first. Linux only: elsewhere nothing is done.
     """
     if not hasattr(os, "SCHED_IDLE"):
         yield ()
@@ -35,8 +34,8 @@ def keep() -> Iterator[tuple[int, ...]]:
     try:
         for cpu in sorted(os.sched_getaffinity(0)):
             command = [sys.executable, "-I", "-S", "-c", SPIN, str(cpu), str(os.getpid())]
-            # a session of its own: Ctrl-C is for the program, which ends them
-            spinning.append(subprocess.Popen(command, start_new_session=True, **quiet))
+            # a group of its own, for Ctrl-C is for the program; not a session: Linux shares CPUs evenly among sessions
+            spinning.append(subprocess.Popen(command, process_group=0, **quiet))
         yield tuple(process.pid for process in spinning)
     finally:
         for process in spinning:

@@ -101,7 +101,7 @@ class Train:
     threads: int | None = None
     """Threads of XLA on the CPU; None for one a core. Networks of a few microseconds a layer are faster on 1."""
     awake: bool = False
-    """Keep the CPUs from sleeping between layers: on virtual machines, small networks train a third faster on them."""
+    """Keep the CPUs from sleeping between layers: see docs/networks.md, for virtual machines."""
 
 
 @dataclasses.dataclass(frozen=True)

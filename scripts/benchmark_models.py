@@ -3,8 +3,8 @@
 dit: 6 layers of 256 with 8 heads on the 64 patches of 32x32x3 images. unet: diffusers' UNet2DModel of 64, 128 and 128
 channels with attention at 16x16, two blocks a level, and the same network of ours with its weights. Batch 32, float32.
 Three rows: forward; loss and gradients; five training steps with Adam, which are one call for us, as in
-scripts/train.py (PyTorch's Adam is the fused one). Each side computes the batch in slices of as many images as suit it,
-one after the other: what a layer makes then stays in the cache; gradients are added up, as `train.accumulate` does.
+scripts/train.py (PyTorch's Adam is the fused one). Ours computes the batch in slices, PyTorch's whole (--slice,
+--torch-slice): what a layer makes then stays in the cache; gradients are added up, as `train.accumulate` does.
 Both sides run in turn in one process with the same number of threads; ratios above 1 mean that jdiff is faster. Needs
 `pip install torch==2.13.0 diffusers`.
 """
@@ -44,7 +44,7 @@ class Arguments:
     slice: int | None = None
     """Images of ours at a time; 16 for dit, 8 for unet if not given."""
     torch_slice: int | None = None
-    """Images of PyTorch's at a time; the whole batch, its fastest, if not given."""
+    """Images of PyTorch's at a time; the whole batch if not given."""
     repeats: int = 15
     """Measurements of each side, in turn."""
 

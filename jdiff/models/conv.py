@@ -54,7 +54,7 @@ def _widen(x, kernel, strides, padding) -> bool:
     """Whether to ask for one column more than needed.
 
     XLA:CPU (jaxlib 0.10) has two libraries for convolutions. The one it prefers leaves one of two cores idle below 128
-    channels out, and is ten times slower from 3 channels; it is not asked for images larger than those that came in.
+    channels out, and is four times slower from 3 channels; it is not asked for images larger than those that came in.
     """
     return _same(x, kernel, strides, padding) and x.shape[2] >= 16 and max(kernel.shape[2:]) > 16
 
