@@ -61,7 +61,7 @@ class Train:
     accumulate: int = 1
     """Slices of the batch, one after the other: less memory for the same step."""
     devices: int | None = None
-    """How many devices to use; None for all, of all processes."""
+    """How many to use; None for all, of all processes. In the environment JAX_NUM_CPU_DEVICES=N makes N on CPUs."""
     fsdp: int = 1
     """Devices over which one copy of the state is divided; batches are divided over all devices in any case."""
     optimizer: Named = Named("adam")
@@ -100,8 +100,6 @@ class Train:
     """Steps between pictures of samples in samples/; 0 for none but the last."""
     threads: int | None = None
     """Threads of XLA on the CPU; None for one a core. Networks of a few microseconds a layer are faster on 1."""
-    awake: bool = False
-    """Keep the CPUs from sleeping between layers: see docs/networks.md, for virtual machines."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,7 +365,8 @@ def devices(config: Config) -> list:
 
     t, found, processes = config.train, jax.devices(), jax.process_count()
     if t.devices is not None and t.devices > len(found):
-        raise ConfigError(f"train.devices is {t.devices}, but there are {len(found)}")
+        more = "; JAX_NUM_CPU_DEVICES makes more" if jax.default_backend() == "cpu" else ""
+        raise ConfigError(f"train.devices is {t.devices}, but there are {len(found)}{more}")
     if t.devices is not None and processes > 1 and t.devices != len(found):
         raise ConfigError(f"several processes use all their devices: leave train.devices out (there are {len(found)})")
     # by process: each reads the rows of its own devices

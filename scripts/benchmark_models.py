@@ -3,15 +3,14 @@
 dit: 6 layers of 256 with 8 heads on the 64 patches of 32x32x3 images. unet: diffusers' UNet2DModel of 64, 128 and 128
 channels with attention at 16x16, two blocks a level, and the same network of ours with its weights. Batch 32, float32.
 Three rows: forward; loss and gradients; five training steps with Adam, which are one call for us, as in
-scripts/train.py (PyTorch's Adam is the fused one). Ours computes the batch in slices, PyTorch's whole (--slice,
---torch-slice): what a layer makes then stays in the cache; gradients are added up, as `train.accumulate` does.
-Both sides run in turn in one process with the same number of threads; ratios above 1 mean that jdiff is faster. Needs
+scripts/train.py (PyTorch's Adam is the fused one). Ours divides the batch over as many devices as there are cores,
+as scripts/train.py does under JAX_NUM_CPU_DEVICES=N (--devices 1: one device whose threads share every layer).
+Both sides run in turn in one process on the same cores; ratios above 1 mean that jdiff is faster. Needs
 `pip install torch==2.13.0 diffusers`.
 """
 
-import contextlib
 import dataclasses
-import math
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -25,8 +24,8 @@ import tyro
 from jax import lax
 
 import jdiff
-from jdiff import awake
 from jdiff import config as configs
+from jdiff import parallel
 
 STEPS = 5
 
@@ -39,12 +38,8 @@ class Arguments:
     """Which network."""
     batch: int = 32
     """Images at once."""
-    awake: bool = False
-    """Keep the CPUs from sleeping meanwhile, for both sides, as `train.awake` does."""
-    slice: int | None = None
-    """Images of ours at a time; 16 for dit, 8 for unet if not given."""
-    torch_slice: int | None = None
-    """Images of PyTorch's at a time; the whole batch if not given."""
+    devices: int | None = None
+    """Devices of ours, of one CPU each; one for each of PyTorch's threads if not given."""
     repeats: int = 15
     """Measurements of each side, in turn."""
 
@@ -69,62 +64,48 @@ def compare(name: str, ours: Callable, theirs: Callable, repeats: int) -> None:
 def measure(model, variables, network, x: np.ndarray, label: np.ndarray, a: Arguments, torch) -> None:
     """The rows of one network: `network(x, label)` is PyTorch's, with x (B, C, H, W)."""
     target = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
-    slices = [jnp.asarray(z.reshape(-1, a.slice, *z.shape[1:])) for z in (x, label, target)]
-    theirs = [
-        list(torch.tensor(np.array(z)).split(a.torch_slice))
-        for z in (x.transpose(0, 3, 1, 2), label, target.transpose(0, 3, 1, 2))
-    ]
-    count, tx = len(slices[0]), optax.adam(1e-4)
+    mesh, tx = parallel.mesh(), optax.adam(1e-4)
+    ours = parallel.shard_batch(mesh, (x, label, target))
+    theirs = [torch.tensor(z) for z in (x.transpose(0, 3, 1, 2).copy(), label, target.transpose(0, 3, 1, 2).copy())]
+    everywhere = functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
 
-    @jax.jit
-    def forward(variables):
-        return lax.map(lambda part: model.apply(variables, *part, None), slices[:2])
+    def loss(variables, x, label, target):
+        return jnp.mean((model.apply(variables, x, label, None) - target) ** 2)
 
-    def value_and_grad(variables):
-        def loss(variables, x, label, target):
-            return jnp.mean((model.apply(variables, x, label, None) - target) ** 2) / count
+    def visit(held, *batch):  # as scripts/train.py does: many steps between visits to the host
+        def step(held, _):
+            variables, state = held
+            value, grads = jax.value_and_grad(loss)(variables, *batch)
+            updates, state = tx.update(grads, state)
+            return (optax.apply_updates(variables, updates), state), value
 
-        def one(total, part):
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(variables, *part)), None
+        return lax.scan(step, held, length=STEPS)
 
-        zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, variables)
-        return lax.scan(one, zeros, slices)[0]
-
-    def step(variables, state):
-        value, grads = value_and_grad(variables)
-        updates, state = tx.update(grads, state)
-        return optax.apply_updates(variables, updates), state, value
-
-    def visit(variables, state):  # as scripts/train.py does: many steps between visits to the host
-        one = lambda held, _: ((held := step(*held))[:2], held[2])  # noqa: E731
-        (variables, state), values = lax.scan(one, (variables, state), length=STEPS)
-        return variables, state, values
-
-    gradient, visit = jax.jit(value_and_grad), jax.jit(visit, donate_argnums=(0, 1))
-    held = [jax.tree.map(jnp.copy, variables), tx.init(variables)]
+    forward = jax.jit(lambda variables, x, label: model.apply(variables, x, label, None))
+    gradient, visit = everywhere(jax.value_and_grad(loss)), everywhere(visit, donate_argnums=0)
+    variables = parallel.replicate(mesh, variables)
+    held = [parallel.replicate(mesh, (variables, tx.init(variables)))]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
 
     def train():
-        *held[:], value = visit(*held)
-        return jax.block_until_ready(held), value
+        held[0], values = jax.block_until_ready(visit(held[0], *ours))
+        return values
 
     @torch.no_grad()
     def their_forward():
-        for y, level in zip(*theirs[:2], strict=True):
-            network(y, level)
+        network(*theirs[:2])
 
     def their_gradient():
         optimizer.zero_grad()
-        for y, level, aim in zip(*theirs, strict=True):
-            (((network(y, level) - aim) ** 2).mean() / len(theirs[0])).backward()
+        ((network(*theirs[:2]) - theirs[2]) ** 2).mean().backward()
 
     def their_train():
         for _ in range(STEPS):
             their_gradient()
             optimizer.step()
 
-    compare("forward", lambda: forward(variables), their_forward, a.repeats)
-    compare("gradients", lambda: gradient(variables), their_gradient, a.repeats)
+    compare("forward", lambda: forward(variables, *ours[:2]), their_forward, a.repeats)
+    compare("gradients", lambda: gradient(variables, *ours), their_gradient, a.repeats)
     compare(f"{STEPS} steps", train, their_train, max(a.repeats // 3, 1))
 
 
@@ -221,17 +202,16 @@ def main(argv: list[str]) -> int:
     a = configs.parse(Arguments, argv, prog="scripts/benchmark_models.py")
     if a.batch < 1 or a.repeats < 1:
         raise configs.ConfigError("--batch and --repeats must be at least 1")
-    ours = math.gcd(a.batch, {"dit": 16, "unet": 8}[a.what]) if a.slice is None else a.slice
-    a = dataclasses.replace(a, slice=ours, torch_slice=a.batch if a.torch_slice is None else a.torch_slice)
-    for name, size in (("slice", a.slice), ("torch-slice", a.torch_slice)):
-        if size < 1 or a.batch % size:
-            raise configs.ConfigError(f"--{name} {size} does not divide the batch of {a.batch}; choose a divisor")
     try:
         import torch
     except ImportError:
         configs.fail("this compares with PyTorch: pip install torch==2.13.0")
-    with awake.keep() if a.awake else contextlib.nullcontext():
-        {"dit": dit, "unet": unet}[a.what](a, torch)
+    devices = torch.get_num_threads() if a.devices is None else a.devices
+    if devices < 1 or a.batch % devices:
+        raise configs.ConfigError(f"--devices {devices} does not divide the batch of {a.batch}; choose a divisor")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    {"dit": dit, "unet": unet}[a.what](a, torch)
     return 0
 
 

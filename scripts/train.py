@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jdiff
-from jdiff import awake, checkpoint, parallel, plot, posthoc, runs, watch
+from jdiff import checkpoint, parallel, plot, posthoc, runs, watch
 from jdiff import config as configs
 from jdiff.arrays import joint, split
 from jdiff.conditioning import drop_labels
@@ -160,8 +160,7 @@ def main(argv: list[str]) -> int:
     def on_device(chunk):
         return place(jax.tree.map(lambda a: padded(a, settings.visit), (chunk.x, chunk.labels))), chunk.state
 
-    busy = awake.keep() if settings.awake else contextlib.nullcontext()
-    with contextlib.closing(log), writer, busy, prefetch(chunks, on_device) as ready:
+    with contextlib.closing(log), writer, prefetch(chunks, on_device) as ready:
         for start_of_visit, visit in visits(step, last, settings):
             with profiled(directory / "profile", flags["--profile"] and log.visits == 1):
                 waited = ready.waited
@@ -236,8 +235,8 @@ def prepare_directory(run: runs.Run, resume: bool, first: bool) -> None:
     if path.is_file():
         old = configs.from_json(path.read_text())
         free = ["train.save_every", "train.keep", "train.keep_every", "train.sample_every", "train.threads",
-                "train.awake", "train.devices", "train.fsdp", "sample", "data.args.data_dir", "data.args.cache",
-                "data.args.threads", "train.steps"]  # fmt: skip
+                "train.devices", "train.fsdp", "sample", "data.args.data_dir", "data.args.cache", "data.args.threads",
+                "train.steps"]  # fmt: skip
         if run.config.train.lr_schedule.name in ("cosine", "linear"):
             free.remove("train.steps")  # where the rate is 0: another number is another run; see --until
         changed = configs.differences(old, run.config, ignore=free)

@@ -18,7 +18,7 @@ targets conditioning levels weights coupling
 denoisers vlb losses guidance solvers
 sampling adaptive callbacks picard
 ema optim train parallel checkpoint posthoc
-data metrics plot watch awake config runs
+data metrics plot watch config runs
 """.split()
 TOWER = ["models", "convert"]  # of the floors they know `names` alone
 

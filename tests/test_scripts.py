@@ -111,14 +111,14 @@ def test_what_a_run_leaves(place):
 def test_resume_is_exact(place):
     """6 steps, then the rest, in the same directory: the bits of the undisturbed run. Metrics join up.
 
-    What does not change the numbers may change between: here, whether CPUs are kept awake.
+    What does not change the numbers may change between: here, how many checkpoints are kept.
     """
     run = place / "halves"
     ok(script("train", place / "plane.py", "--run-dir", place / "whole"))
     assert "stopped as asked: saved at step 6" in ok(
         script("train", place / "plane.py", "--run-dir", run, "--until", 6)
     )
-    out = ok(script("train", place / "plane.py", "--run-dir", run, "--resume", "--train.awake"))
+    out = ok(script("train", place / "plane.py", "--run-dir", run, "--resume", "--train.keep", 5))
     assert "resuming" in out and "at step 6" in out
     same_bits(final_state(run), final_state(place / "whole"))
     assert [json.loads(x)["step"] for x in (run / "metrics.jsonl").read_text().splitlines()] == [4, 6, 10, 12]

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from jdiff.models.norms import recomputed
+from jdiff.models.parts import map_parts, part_size
 
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros_init()
@@ -30,13 +31,11 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
         mask = None if mask is None else mask[:, None, None]
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn" if fused else None)
     (B, T, N, _), S = q.shape, k.shape[1]
-    count = max(n for n in range(1, B + 1) if B % n == 0 and n <= max(2**20 // (N * T * S), 1))
-    if count == B:
+    size = part_size(B, 2**20 // (N * T * S))
+    if size == B:
         return _attend(q, k, v, mask)
     # as many samples at a time as the cache holds the logits of, computed again in the backward pass: twice as fast
-    parts = [None if a is None else a.reshape(B // count, count, *a.shape[1:]) for a in (q, k, v, mask)]
-    some = jax.checkpoint(_attend, prevent_cse=False)
-    return lax.map(lambda part: some(*part), parts).reshape(*q.shape[:-1], -1)
+    return map_parts(recomputed(_attend), size, q, k, v, mask)
 
 
 def _attend(q, k, v, mask):
