@@ -49,6 +49,7 @@ def compare(name: str, ours: Callable, theirs: Callable, repeats: int) -> None:
     seconds = [[], []]
     for i in range(-2, repeats):  # two to compile and warm up
         for side, run in zip(seconds, (ours, theirs), strict=True):
+            time.sleep(0.5)  # the other side's threads may go on looking for work for a while
             start = time.perf_counter()
             jax.block_until_ready(run())
             if i >= 0:
