@@ -3,8 +3,8 @@
 dit: 6 layers of 256 with 8 heads on the 64 patches of 32x32x3 images. unet: diffusers' UNet2DModel of 64, 128 and 128
 channels with attention at 16x16, two blocks a level, and the same network of ours with its weights. Batch 32, float32.
 Three rows: forward; loss and gradients; five training steps with Adam, which are one call for us, as in
-scripts/train.py (PyTorch's Adam is the fused one). Ours divides the batch over as many devices as there are cores,
-as scripts/train.py does under JAX_NUM_CPU_DEVICES=N (--devices 1: one device whose threads share every layer).
+scripts/train.py (PyTorch's Adam is the fused one). Ours divides the batch over one device for each of PyTorch's
+threads, as scripts/train.py does under JAX_NUM_CPU_DEVICES=N (--devices 1: one device whose threads share every layer).
 Both sides run in turn in one process on the same cores; ratios above 1 mean that jdiff is faster. Needs
 `pip install torch==2.13.0 diffusers`.
 """

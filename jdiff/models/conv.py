@@ -1,7 +1,7 @@
 """Convolutions in one, two or three dimensions whose gradients stay fast inside loops on the CPU.
 
 XLA:CPU brings convolutions into its fast form only in the entry computation of a program. Inside `lax.scan` or
-`fori_loop` the gradients that JAX derives fall to a naive loop, 13 times slower for a small UNet. Here the derivative
+`fori_loop` the gradients that JAX derives fall to a naive loop, many times slower. Here the derivative
 is stated in layouts whose transposes are again plain convolutions of the fast form, and that of the kernel, where it
 can, in matrix products. The values are the same; on GPU and TPU, where there is no such trap, JAX's own rule is used.
 """
@@ -18,6 +18,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jdiff.models.inits import scaled_init
+from jdiff.models.norms import recomputed
 from jdiff.models.parts import map_parts, part_size
 
 SPACE = "DHW"
@@ -56,7 +57,7 @@ def _widen(x, kernel, strides, padding) -> bool:
     """Whether to ask for one column more than needed.
 
     XLA:CPU (jaxlib 0.10) has two libraries for convolutions. The one it prefers leaves one of two cores idle below 128
-    channels out, and is four times slower from 3 channels; it is not asked for images larger than those that came in.
+    channels out, and is slow from 3 channels; it is not asked for images larger than those that came in.
     """
     return _same(x, kernel, strides, padding) and x.shape[2] >= 16 and max(kernel.shape[2:]) > 16
 
@@ -91,7 +92,7 @@ def _products(x, dk):
 
     The rows that a pixel sees lie side by side on the left (h C), the columns on the right (w D): one matrix product,
     whose columns are then shifted and added. The transpose with respect to dk is one product of the same size, with
-    everything in the cache: two to three times as fast as XLA:CPU's convolution.
+    everything in the cache: faster than XLA:CPU's convolution.
     """
     (B, H, W, C), (h, w, _, D) = x.shape, dk.shape
     size = part_size(B, 2**18 // (H * W * max(C, D)))
@@ -99,7 +100,7 @@ def _products(x, dk):
     groups = math.gcd(size, jax.device_count())
     matrix = jnp.broadcast_to(dk.transpose(0, 2, 1, 3).reshape(h * C, w * D), (groups, h * C, w * D))
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # rows are h times x: made again, not kept
+    @recomputed  # rows are h times x: made again, not kept
     def some(x, matrix):
         x = jnp.pad(x, ((0, 0), (h // 2, h // 2), (0, 0), (0, 0)))
         rows = jnp.concatenate([x[:, j : j + H] for j in range(h)], -1).reshape(groups, -1, h * C)

@@ -34,7 +34,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     size = part_size(B, 2**20 // (N * T * S))
     if size == B:
         return _attend(q, k, v, mask)
-    # as many samples at a time as the cache holds the logits of, computed again in the backward pass: twice as fast
+    # as many samples at a time as the cache holds the logits of, computed again in the backward pass
     return map_parts(recomputed(_attend), size, q, k, v, mask)
 
 
