@@ -248,9 +248,10 @@ def test_errors(small):
 @pytest.mark.slow
 @pytest.mark.parametrize("bare", [False, True])
 def test_names_there_and_back(bare, tmp_path):
-    """To the published names and back: the same module, found from names and shapes alone, and the same numbers."""
+    """To the published names and back: the same module, from names, shapes and the config, and the same numbers."""
     pytest.importorskip("safetensors")
-    more = dict(in_channels=2, resolution=32, noise_channels=24, logvar_channels=0 if bare else 16)
+    more = dict(in_channels=2, resolution=32, noise_channels=24, logvar_channels=0 if bare else 16, dropout=0.2)
+    more |= dict(label_balance=0.2, concat_balance=0.6, residual_balance=0.5, attention_balance=0.7)
     model = EDM2UNet(**SMALL | dict(multipliers=(2, 3), channels=8, attention=(0, 1)), **more)
     variables = jax.jit(model.init)(jax.random.key(0), X, LABEL, COND)
     tensors = to_tensors(edm2.table(model), variables)
@@ -260,7 +261,8 @@ def test_names_there_and_back(bare, tmp_path):
     if bare:
         tensors = {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
         convert.files.write(tmp_path / "out/diffusion_pytorch_model.safetensors", tensors)
-    module, loaded = convert.load(tmp_path / "out", "edm2", head_channels=8)
+    module, loaded = convert.load(tmp_path / "out", "edm2")
     assert module == model
+    assert convert.load(tmp_path / "out", "edm2", residual_balance=0.3)[0] == model.clone(residual_balance=0.3)
     for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(variables), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -94,6 +94,7 @@ def test_draws_follow_the_shares_and_importance_undoes_them(name):
     np.testing.assert_array_equal(jnp.concatenate(parts), informed(KEY, 60, schedule))
 
 
+@pytest.mark.slow
 def test_uniform_until_every_bin_is_full():
     for law, plain in (
         (levels.LossAware(bins=16), levels.Uniform()),
@@ -107,6 +108,7 @@ def test_uniform_until_every_bin_is_full():
         np.testing.assert_array_equal(law.shares(state), 1 / 16)
 
 
+@pytest.mark.slow
 def test_every_knot_of_a_long_table_has_its_bin():
     law = levels.LossAware(T=4000, bins=4000, history=1)
     knots = jnp.arange(1, 4001) / 4000

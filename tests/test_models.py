@@ -1,5 +1,7 @@
 """Models: convolutions against JAX's own rules, networks against what must hold of them, the registry."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +115,7 @@ def test_label_and_class_matter_and_no_class_is_the_null_class(small):
     np.testing.assert_allclose(apply(params, x, label, None), null, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_attention_is_equivariant_to_the_order_of_pixels():
     attention = SelfAttention(heads=2)
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
@@ -170,6 +173,25 @@ def test_errors(small):
         model.copy(resample="avg").apply(params, x, label, cond)
     with pytest.raises(ValueError, match="class labels"):
         model.apply(params, x, label, jnp.ones(3))
+    edm2 = jdiff.models.EDM2UNet(channels=8, multipliers=(1, 2), attention=(2,), head_channels=8)
+    with pytest.raises(ValueError, match=r"to 1 for 2 multipliers, not resolutions; got \(2,\)"):
+        jax.eval_shape(edm2.init, jax.random.key(0), x, label)
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp_step", "unet_digits", "edm2_img64_s", "dit_small", "vit_small"])
+@pytest.mark.parametrize("label", [None, 0.5, (2, 1), (1,)], ids=str)
+def test_the_noise_label_is_one_number_a_sample(name, label):
+    x = jnp.zeros((2, 2) if name.startswith("mlp") else (2, 32, 32, 3))
+    label = jnp.zeros(label) if isinstance(label, tuple) else label
+    with pytest.raises(ValueError, match=r"one number for each sample, \(2,\); got"):
+        jax.eval_shape(create_model(name).init, jax.random.key(0), x, label, None)
+
+
+def test_labels_may_be_numpys_integers():
+    model, x = create_model("mlp"), jnp.zeros((2, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, np.arange(2), None), x)
 
 
 def test_registry():

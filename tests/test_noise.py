@@ -49,6 +49,7 @@ def test_increments_add_up():
         np.testing.assert_allclose(whole, parts.reshape(n, -1, 3, 5).sum(1), atol=3e-6)
 
 
+@pytest.mark.slow
 def test_a_part_is_a_stretch_of_the_step():
     tree = noise.per_sample(jdiff.BrownianTree(jax.random.key(3)), 4)
     step = noise.of_step(tree, 0, 0.8, 0.4)

@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from peers import diffusers, noises, replay, torch
 
 import jdiff
 from jdiff import convert
 from jdiff.convert import diffusers as converter
 from jdiff.convert import files
-
-torch = pytest.importorskip("torch", reason="the parity extra (PyTorch) is not installed")
-diffusers = pytest.importorskip("diffusers", reason="the parity extra (diffusers) is not installed")
 
 SMALL = dict(layers_per_block=1, block_out_channels=(32, 64), norm_num_groups=8)
 ATTENDING = dict(down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
@@ -30,8 +28,14 @@ CASES = {
     "resnet": SMALL
     | RESNET
     | dict(block_out_channels=(32, 48, 64), resnet_time_scale_shift="scale_shift", attn_norm_num_groups=8),
+    "estimate beside x": SMALL
+    | dict(
+        down_block_types=("UNetResDownBlock2D", "UNetResAttnDownBlock2D"),
+        up_block_types=("UNetResAttnUpBlock2D", "UNetResUpBlock2D"),
+        in_channels=6,
+    ),
 }
-SIZES = {"ddpm": (8, 8), "heads": (6, 10), "classes": (8, 4), "resnet": (4, 12)}
+SIZES = {"ddpm": (8, 8), "heads": (6, 10), "classes": (8, 4), "resnet": (4, 12), "estimate beside x": (4, 6)}
 
 
 def peer(name):
@@ -117,6 +121,7 @@ def test_load_a_saved_model(name, tmp_path):
     "model",
     [
         dict(channels=32, multipliers=(1, 2), attention=(1,), num_classes=3, resample="block", heads=4),
+        dict(channels=16, multipliers=(1, 2), blocks=1, attention=(), resample="conv", out_multiplier=1 / 2),
         dict(
             channels=16,
             multipliers=(1, 2, 2),
@@ -131,38 +136,56 @@ def test_load_a_saved_model(name, tmp_path):
 def test_ours_opens_in_diffusers(model, tmp_path):
     settings = dict(label_scale=1.0, wave_multiplier=1, groups=4, min_group_width=1) | model
     module = jdiff.create_model("unet", **settings)
-    x = jax.random.normal(jax.random.key(0), (2, 8, 12, 1))
+    x = jax.random.normal(jax.random.key(0), (2, 8, 12, 2))
     label, cond = jnp.array([5.0, 70.0]), jnp.array([1, 3]) if module.num_classes else None
-    variables = module.init(jax.random.key(1), x, label, cond)
-    keys = iter(jax.random.split(jax.random.key(2), 1000))
-    variables = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(next(keys), p.shape), variables)
+    shapes, rng = jax.eval_shape(module.init, jax.random.key(1), x, label, cond), np.random.default_rng(2)
+    scale = lambda s: 0.7 * np.prod(s.shape[:-1]) ** -0.5 if len(s.shape) > 1 else 0.5  # noqa: E731
+    variables = jax.tree.map(lambda s: rng.normal(size=s.shape, scale=scale(s)).astype(s.dtype), shapes)
     convert.save(tmp_path / "out", "diffusers", module, variables)
     net = diffusers.UNet2DModel.from_pretrained(tmp_path / "out")
-    y = module.apply(variables, x, label, cond)
+    y = jax.jit(module.apply)(variables, x, label, cond)
     got, _ = theirs(net, np.asarray(x), np.asarray(label), None if cond is None else np.asarray(cond))
     np.testing.assert_allclose(y, got, rtol=0, atol=1e-5 * np.abs(got).max())
     again, same = convert.load(tmp_path / "out", "diffusers")
     jax.tree.map(np.testing.assert_array_equal, same, variables)
-    np.testing.assert_array_equal(again.apply(same, x, label, cond), y)
+    np.testing.assert_array_equal(jax.jit(again.apply)(same, x, label, cond), y)
 
 
-def test_the_same_noise_gives_the_pipelines_image(tmp_path):
-    net = peer("ddpm")
-    scheduler = diffusers.DDIMScheduler(num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=True)
-    diffusers.DDIMPipeline(net, scheduler).save_pretrained(tmp_path)
+# the second has the settings beside google/ddpm-*; DDIM with them clips x_0 and, if so asked, counts eps from it
+PIPELINES = {
+    "ddim": (diffusers.DDIMPipeline, diffusers.DDIMScheduler(clip_sample=False), {}, jdiff.solvers.DDIM()),
+    "ddpm, clipped": (
+        diffusers.DDPMPipeline, diffusers.DDPMScheduler(clip_sample=True, variance_type="fixed_large"), {},
+        jdiff.solvers.DDPM("large"),
+    ),
+    "ddim, clipped": (
+        diffusers.DDIMPipeline, diffusers.DDIMScheduler(clip_sample=True), dict(use_clipped_model_output=True),
+        jdiff.solvers.DDIM(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_same_noise_gives_the_pipelines_image(name, tmp_path, monkeypatch):
+    pipeline, scheduler, options, solver = PIPELINES[name]
+    net, key = peer("ddpm"), jax.random.key(3)
+    pipeline(net, scheduler).save_pretrained(tmp_path)
     module, variables = convert.load(tmp_path, "diffusers")  # the folder of the pipeline
     scheduler.set_timesteps(20)
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    replay(monkeypatch, scheduler, [draw.transpose(0, 3, 1, 2) for draw in noises(key, 20, x.shape)])
     image = torch.tensor(x.transpose(0, 3, 1, 2))
     with torch.no_grad():
         for t in scheduler.timesteps:
-            image = scheduler.step(net(image, t).sample, t, image).prev_sample
+            image = scheduler.step(net(image, t).sample, t, image, **options).prev_sample
     schedule = jdiff.discrete(jdiff.betas.linear(1000))
     target, conditioning = jdiff.targets.Eps(), jdiff.conditioning.Index(1000)
     denoise = jdiff.denoiser(module.apply, variables, schedule, target, conditioning=conditioning)
+    denoise = jdiff.guidance.threshold(denoise, schedule) if "clipped" in name else denoise
     times = jdiff.grid.discrete(1000, 20, "leading")
-    got = jax.jit(jdiff.sample)(jdiff.solvers.DDIM(), denoise, schedule, x, times)
+    got = jax.jit(jdiff.sample)(solver, denoise, schedule, x, times, key)
     image = image.numpy().transpose(0, 2, 3, 1)
+    assert (np.abs(image).max() <= 1) == ("clipped" in name)
     np.testing.assert_allclose(got, image, rtol=0, atol=1e-3 * np.abs(image).max())
 
 

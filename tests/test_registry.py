@@ -1,5 +1,6 @@
 """The registry of models and of tags for published weights."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -48,6 +49,37 @@ def test_wrong_names_are_answered_with_the_nearest():
         create_model("my_net.mnist", widht=3)
     with pytest.raises(ValueError, match=r"unknown model 'my_ne' \(did you"):
         register_tag("my_ne", "x")
+
+
+def test_a_users_function_has_a_signature_of_its_own():
+    """A required field, and arguments that are no fields of the module: both can be given, other names are refused."""
+
+    class Needs(nn.Module):
+        features: int
+        depth: int = 1
+
+    @register_model
+    def needs(**overrides):
+        return Needs(**overrides)
+
+    @register_model
+    def sized(size="s", *, width=3):
+        return Needs(features=width * len(size))
+
+    @register_model
+    def both(features, **overrides):
+        return Needs(features, **overrides)
+
+    register_model(Needs)
+    assert create_model("needs", features=3) == create_model("both", features=3) == create_model("Needs", features=3)
+    assert create_model("sized", size="xs", width=4).features == 8
+    for name in ("needs", "both", "Needs"):
+        with pytest.raises(ValueError, match=r"no field 'dept' \(did you mean 'depth'\?\); one of features, depth"):
+            create_model(name, features=3, dept=2)
+    with pytest.raises(ValueError, match=r"no field 'features'; one of size, width"):
+        create_model("sized", features=3)
+    with pytest.raises(TypeError, match="features"):
+        create_model("needs")
 
 
 def test_names_are_not_taken_twice():

@@ -110,6 +110,7 @@ def test_within_a_step_later_evaluations_see_the_first():
     np.testing.assert_allclose(path[-1], x, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_transformations():
     """One program for other parameters and step counts, vmap over settings, gradients through all steps."""
     solver, sample = solvers.Remember(solvers.DDIM(0.0)), jax.jit(lambda *a, n: jdiff.sample(*a, n=n))

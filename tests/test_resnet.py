@@ -116,9 +116,23 @@ def test_bf16_keeps_float32_parameters(tiny):
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
 
 
+def test_remat_changes_nothing(tiny):
+    model, variables = tiny
+
+    def run(model):
+        def loss(params):
+            out, new = model.apply(variables | params, X, LABEL, train=True, mutable=["batch_stats"])
+            return jnp.sin(out).sum(), new
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))({"params": variables["params"]})
+
+    for a, b in zip(*(jax.tree.leaves(run(m)) for m in (model, model.copy(remat=True))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
 def test_errors(tiny):
     model, variables = tiny
-    with pytest.raises(ValueError, match="label is None"):
+    with pytest.raises(ValueError, match="got None"):
         model.apply(variables, X)
     with pytest.raises(ValueError, match="takes none"):
         model.apply(variables, X, LABEL, jnp.zeros(16, int))

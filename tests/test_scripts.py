@@ -230,6 +230,7 @@ def test_another_number_of_steps_is_another_run_where_the_rate_falls(place):
     bad(script("train", place / "falls.py", *words), "another run", "train.steps was 12 and is now 24")
 
 
+@pytest.mark.slow
 def test_evaluate(place):
     out = ok(script("evaluate", place / "run", "--num", 20, "--guidance", 1))
     assert re.search(r"classifier on real held-out images: 9\d\.\d%", out)
@@ -241,6 +242,7 @@ def test_evaluate(place):
     assert 0 <= asked <= 100 and frechet > 0 and ratio > 5 and near > 1  # after 12 steps: noise
 
 
+@pytest.mark.slow
 def test_averages_and_snapshots(place):
     """A run with two more averages leaves snapshots; one reconstructed from them samples."""
     run = place / "posthoc"

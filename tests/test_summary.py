@@ -15,9 +15,11 @@ from jdiff.models import (
     receptive_field,
     receptive_field_of,
     summary,
+    transformer,
 )
 from jdiff.models.conv import Conv
 from jdiff.models.norms import LayerNorm
+from jdiff.models.unet import InSigma
 
 
 class Wrapped(nn.Module):
@@ -88,6 +90,16 @@ def test_resnet_50_has_its_published_cost():
     assert summary(create_model("resnet50"), (1, 224, 224, 3)).flops / 2e9 == pytest.approx(4.09, abs=0.005)
 
 
+def test_cudnns_attention_counts_as_the_plain_one(monkeypatch):
+    model, shape = create_model("dit_small", depth=1, dtype=jnp.bfloat16), (2, 32, 32, 3)
+    plain = summary(model, shape).flops
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(transformer, "_has_kernel", lambda: True)
+    for name, value in (("check_cudnn_version", lambda: 91000), ("check_compute_capability", lambda _: True)):
+        monkeypatch.setattr(f"jax._src.cudnn.fused_attention_stablehlo.{name}", value)
+    assert summary(model, shape).flops == plain
+
+
 def test_the_table():
     text = str(summary(UNet(channels=8, multipliers=(1, 2), blocks=1), (2, 8, 4, 3), depth=1)).splitlines()
     assert text[0].split() == ["layer", "output", "parameters", "FLOPs"]
@@ -119,6 +131,13 @@ def test_the_measured_field_is_that_of_the_formula(kernels, strides):
     field = receptive_field(Stack(kernels, strides), (1, 48, 40, 2))
     assert field.size == (expected, expected)
     assert (field.influence > 0).sum() == expected**2 and field.influence.max() == 1
+
+
+def test_a_field_that_cannot_be_measured_is_an_error():
+    with pytest.raises(ValueError, match="not finite; give noise labels"):
+        receptive_field(InSigma(UNet(channels=8, multipliers=(1,), blocks=1, attention=())), (1, 4, 4, 1))
+    with pytest.raises(ValueError, match=r"a shape is \(B, \*sizes, C\), got \(3, 2\)"):
+        receptive_field(create_model("mlp"), (3, 2))
 
 
 def test_dilations():

@@ -1,6 +1,7 @@
 """Transformers: what must hold of attention, positions, DiT, ViT and the text encoder."""
 
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import jdiff
-from jdiff.models import DiT, TextEncoder, ViT, create_model, tokenize
+from jdiff.models import DiT, EDM2UNet, TextEncoder, UNet, ViT, create_model, tokenize
 from jdiff.models.dit import DiTBlock
 from jdiff.models.text import PAD, SPECIAL, embed
 from jdiff.models.transformer import (
@@ -17,7 +18,7 @@ from jdiff.models.transformer import (
     attend,
     grid_positions,
     images,
-    rotary_angles,
+    rotary_turns,
     rotate,
     sincos_positions,
     tokens,
@@ -81,25 +82,65 @@ def test_attention_is_differentiable_with_masked_keys():
         assert np.abs(d[0, :2]).max() > 1e-3
 
 
+def test_cudnns_kernel_is_asked_only_for_what_it_can_do(monkeypatch):
+    """On GPUs, in half precision, without a mask, and not where forward mode is wanted; the values are the same."""
+    asked, plain = [], jax.nn.dot_product_attention
+
+    def spy(*arguments, mask=None, implementation=None):
+        asked.append(implementation)
+        return plain(*arguments, mask=mask)
+
+    q, k, v = (normal(i, 2, 5, 2, 8) for i in range(3))
+    mask = jnp.arange(5)[None] < jnp.array([[2], [4]])
+    truth = attend(q, k, v), attend(q, k, v, mask)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
+    half = [a.astype(jnp.bfloat16) for a in (q, k, v)]
+    for capability, fused in (("9.0", "cudnn"), ("7.5", None), ("gfx942", None)):
+        device = types.SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
+        assert_close(attend(*half).astype(jnp.float32), truth[0], 0.05)
+        assert asked.pop() == fused
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability="9.0")])
+    assert_close(attend(*half, mask).astype(jnp.float32), truth[1], 0.05)
+    assert_close(attend(q, k, v, mask), truth[1])
+    jax.jvp(lambda q: attend(q, *half[1:], fused=False), half[:1], half[:1])
+    attend(*(a[..., :7] for a in half))
+    assert asked == [None] * 4
+
+    def requests(model, *arguments):
+        asked.clear()
+        jax.eval_shape(model.init, jax.random.key(0), *arguments)
+        return set(asked)
+
+    x, label, bf16 = jnp.zeros((1, 4, 4, 8)), jnp.zeros(1), dict(dtype=jnp.bfloat16)
+    unet = dict(channels=32, multipliers=(1,), blocks=1, attention=(0,)) | bf16
+    models = [DiT(**TINY, **bf16), ViT(**TINY, **bf16), UNet(**unet), EDM2UNet(**unet, head_channels=32)]
+    for model in models:
+        assert requests(model, x, label) == {"cudnn"}
+        assert requests(model.copy(fused=False), x, label) == {None}
+    assert requests(DiT(**TINY, **bf16, context=3), x, label) == {"cudnn", None}  # without and with a mask
+
+
 @pytest.mark.parametrize("axes", [1, 2])
 def test_rope_makes_attention_relative(axes):
     """Moving all positions by the same vector changes nothing; moving one token does."""
     attention, x = Attention(heads=2), normal(0, 2, 6, 16)
     variables = randomized(attention, x)
     positions = np.random.default_rng(1).normal(size=(6, axes)) * 5
-    out = apply(attention, variables, x, angles=rotary_angles(positions, 8))
+    out = apply(attention, variables, x, turns=rotary_turns(positions, 8))
     moved = positions + np.array([[3.0, -20.0]])[:, :axes]
-    assert_close(apply(attention, variables, x, angles=rotary_angles(moved, 8)), out)
+    assert_close(apply(attention, variables, x, turns=rotary_turns(moved, 8)), out)
     one = positions + (np.arange(6) == 2)[:, None]
-    assert np.abs(apply(attention, variables, x, angles=rotary_angles(one, 8)) - out).max() > 1e-3
+    assert np.abs(apply(attention, variables, x, turns=rotary_turns(one, 8)) - out).max() > 1e-3
 
 
 def test_rotation_is_one_and_position_zero_stays():
     x = normal(0, 1, 5, 2, 8)
-    turned = rotate(x, rotary_angles(np.arange(5), 8))
+    turned = rotate(x, rotary_turns(np.arange(5), 8))
     assert_close(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1))
     np.testing.assert_array_equal(turned[:, 0], x[:, 0])
-    back = rotate(turned, -rotary_angles(np.arange(5), 8))
+    back = rotate(turned, rotary_turns(-np.arange(5), 8))
     assert_close(back, x)
 
 
@@ -250,13 +291,15 @@ def test_learned_variance_is_beside_the_prediction(small):
     assert_close(apply(plain, {"params": params | {"out": keep}}, *arguments), both[..., :2])
 
 
-@pytest.mark.parametrize("which", [DiT, ViT], ids=["dit", "vit"])
-def test_remat_changes_nothing(which):
+@pytest.mark.parametrize("model", [
+    DiT(**TINY), DiT(**TINY, rope=True, qk_norm=True, context=3), ViT(**TINY, qk_norm=True),
+], ids=["dit", "dit with everything", "vit"])  # fmt: skip
+def test_remat_changes_nothing(model):
     arguments = normal(1, 2, 4, 4, 2), jnp.array([-1.0, 1.5]), None
-    variables = randomized(which(**TINY), *arguments)
+    variables = randomized(model, *arguments)
 
     def run(remat):
-        return jax.jit(jax.value_and_grad(lambda v: jnp.sin(which(**TINY, remat=remat).apply(v, *arguments)).sum()))
+        return jax.jit(jax.value_and_grad(lambda v: jnp.sin(model.copy(remat=remat).apply(v, *arguments)).sum()))
 
     for a, b in zip(*(jax.tree.leaves(run(remat)(variables)) for remat in (False, True)), strict=True):
         assert_close(a, b, 1e-4)

@@ -9,6 +9,7 @@ from jax import lax
 
 import jdiff
 from jdiff.models import UNet, conv, resample
+from jdiff.models.inits import scaled_init
 from jdiff.models.norms import GroupNorm
 from jdiff.models.unet import ADM, DDPM, NCSNPP, SONG, InSigma
 
@@ -88,6 +89,11 @@ def test_pixels_are_shuffled_there_and_back():
     for bad, text in ((lambda: resample.pixel_shuffle(x), "3 channels"), (lambda: resample.resize(x, (2,)), "1 sizes")):
         with pytest.raises(ValueError, match=text):
             bad()
+    with pytest.raises(ValueError, match=r"pixel_shuffle: x is an image \(B, H, W, C\), got \(2, 4, 6\)"):
+        resample.pixel_shuffle(x[..., 0])
+    for filter in ((1, 1), (1, 3, 3, 1)):
+        with pytest.raises(ValueError, match="halves even sizes, got 3x6"):
+            resample.downsample(x[:, :3], filter)
     with pytest.raises(ValueError, match="even number of taps"):
         resample.downsample(x, (1, 2, 1))
 
@@ -195,9 +201,9 @@ def test_remat_changes_nothing_and_bf16_little(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddpm", "ddpm++", "adm"])
-def test_a_line_is_an_image_of_one_row_and_a_volume_of_one_plane(name):
-    """Networks in 1, 2 and 3 dimensions: constant along the new axis, with kernels that sum to the old ones."""
-    module = UNet(**KINDS[name] | dict(multipliers=(1,), attention=(0,), num_classes=0))
+def test_a_line_is_an_image_of_two_equal_rows(name):
+    """A signal is an image of two equal rows, with kernels that look along the line only."""
+    module = UNet(**KINDS[name] | dict(num_classes=0))
     x, label, _ = inputs(module, (6,))
     variables = filled(module, x, label, None)
 
@@ -208,8 +214,26 @@ def test_a_line_is_an_image_of_one_row_and_a_volume_of_one_plane(name):
         return jnp.zeros((width, *p.shape)).at[width // 2].set(p)
 
     flat = module.apply(variables, x, label)
-    image = module.apply(jax.tree_util.tree_map_with_path(thicken, variables), x[:, None], label)
-    np.testing.assert_allclose(image[:, 0], flat, atol=2e-5)
+    rows = jnp.stack([x, x], axis=1)
+    image = module.apply(jax.tree_util.tree_map_with_path(thicken, variables), rows, label)
+    np.testing.assert_allclose(image, jnp.stack([flat, flat], axis=1), atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_a_volume_turned_with_its_kernels_is_the_output_turned(name):
+    module = UNet(**KINDS[name] | dict(num_classes=0))
+    x, label, _ = inputs(module, (2, 4, 6))
+    variables = filled(module, x, label, None)
+    run = jax.jit(module.apply)
+
+    def turn(p):
+        return p.transpose(1, 2, 0, 3, 4) if p.ndim == 5 else p
+
+    out = run(variables, x, label)
+    turned = run(jax.tree.map(turn, variables), x.transpose(0, 2, 3, 1, 4), label)
+    assert out.shape == (*x.shape[:-1], 3 * module.out_multiplier) and jnp.abs(out).max() > 0.1
+    np.testing.assert_allclose(turned, out.transpose(0, 2, 3, 1, 4), atol=3e-5)
 
 
 def test_augmentation_labels_matter_and_none_is_zero():
@@ -219,6 +243,33 @@ def test_augmentation_labels_matter_and_none_is_zero():
     apply = jax.jit(lambda augment: module.apply(variables, x, label, cond, augment=augment))
     np.testing.assert_allclose(apply(None), apply(jnp.zeros((2, 2))), atol=1e-6)
     assert jnp.abs(apply(None) - apply(jnp.ones((2, 2)))).max() > 1e-3
+    with pytest.raises(ValueError, match=r"labels are \(2, augment_dim=2\), got \(2, 9\)"):
+        apply(jnp.ones((2, 9)))
+    with pytest.raises(ValueError, match="needs the augment_dim of its labels"):
+        UNet(**TINY).init(jax.random.key(0), x, label, None, augment=jnp.ones((2, 2)))
+
+
+@pytest.mark.parametrize("name,law", [("xavier", 1 / 60), ("kaiming", 2 / 40), ("lecun", 1 / 40), ("torch", 1 / 120)])
+def test_initial_values_have_the_variance_of_the_papers(name, law):
+    """From 40 to 80 channels: 2 / (40 + 80), 2 / 40, 1 / 40, 1 / (3 40); a layer of 0 starts at zero."""
+    draw = scaled_init(0.5, name)(jax.random.key(0), (40, 80), jnp.float32)
+    assert jnp.abs(draw.mean()) < 0.01 and draw.var() == pytest.approx(0.5 * law, rel=0.05)
+    assert not scaled_init(0, name)(jax.random.key(0), (40, 80), jnp.float32).any()
+
+
+def test_initial_values_of_attention_and_classes_are_those_of_the_published_code():
+    """DDPM: queries, keys and values xavier each; DDPM++: 0.2 of xavier's together, classes sqrt(2 n / (n + waves))."""
+    x, label, cond = jnp.zeros((1, 4, 4, 3)), jnp.zeros(1), jnp.zeros(1, int)
+
+    def start(**settings):
+        return UNet(**settings | dict(channels=64)).init(jax.random.key(0), x, label, cond)["params"]
+
+    one = dict(multipliers=(1,), blocks=1, attention=(0,), num_classes=40)
+    ddpm, song = start(**DDPM | one), start(**SONG | one)
+    assert ddpm["down_0_0_attention"]["qkv"]["kernel"].var() == pytest.approx(1 / 64, rel=0.05)
+    assert song["down_0_0_attention"]["qkv"]["kernel"].var() == pytest.approx(0.2 / 128, rel=0.05)
+    assert song["class"]["table"]["embedding"].var() == pytest.approx(2 * 40 / (40 + 64), rel=0.1)
+    assert start(**ADM | one)["class"]["table"]["embedding"].var() == pytest.approx(1, rel=0.1)
 
 
 def test_networks_without_a_null_class_need_labels():
@@ -247,6 +298,9 @@ def test_in_sigma():
         (dict(pyramid_in="sum"), "pyramid_in is one of '', 'skip', 'residual', got 'sum'"),
         (dict(class_at="here"), "class_at is one of"),
         (dict(kernel_init="orthogonal"), "unknown initialisation 'orthogonal'"),
+        (dict(attention=(16,)), r"levels, 0 \(full resolution\) to 1 for 2 multipliers, not resolutions; got \(16,\)"),
+        (dict(attention=(-1,)), "lists levels"),
+        (dict(head_channels=64), "16 channels do not divide into heads of 64"),
     ],
 )
 def test_settings_are_checked(change, text):

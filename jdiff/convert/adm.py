@@ -1,9 +1,12 @@
 """ADM: checkpoints of github.com/openai/guided-diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233), and of its parent.
 
-What the tensors do not tell is asked in the words of its flags, as settings of `load` or in a config.json beside:
-num_head_channels (64, as in all published models) or num_heads, and use_new_attention_order (False; True for the
-64x64 models). The label is the index, 0 to 999.
+Heads, and the order of queries, keys and values, are not in the tensors. The published networks are known by their
+shapes; for others `load` asks for guided-diffusion's flags, as overrides or in a config.json beside: num_heads or
+num_head_channels (`heads` and `head_channels` mean the same), and use_new_attention_order. What is given goes before
+what is known. The label is the index, 0 to 999.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -16,25 +19,60 @@ ROLES = dict(
     norm_0="in_layers.0", conv_0="in_layers.2", embed="emb_layers.1", norm_1="out_layers.0", conv_1="out_layers.3",
     skip="skip_connection",
 )  # fmt: skip
-FLAGS = ("num_heads", "num_head_channels", "use_new_attention_order")
+WHOSE = "guided-diffusion's UNetModel"
+SETTINGS = ("num_heads", "num_head_channels", "use_new_attention_order")
+WORDS = {"heads": "num_heads", "head_channels": "num_head_channels"}
+BY_4 = dict(num_heads=4, use_new_attention_order=False)
+OF_64 = dict(num_head_channels=64, use_new_attention_order=False)
+# the flags in its README, by (channels, multipliers, blocks, attention, image channels in and out, classes)
+PUBLISHED = {
+    (192, (1, 2, 3, 4), 3, (1, 2, 3), 3, 6, 1000): OF_64 | dict(use_new_attention_order=True),  # 64x64_diffusion
+    (256, (1, 1, 2, 3, 4), 2, (2, 3, 4), 3, 6, 1000): BY_4,  # 128x128_diffusion
+    (256, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), 3, 6, 1000): OF_64,  # 256x256_diffusion
+    (256, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), 3, 6, 0): OF_64,  # 256x256_diffusion_uncond, lsun_*
+    (256, (0.5, 1, 1, 2, 2, 4, 4), 2, (4, 5, 6), 3, 6, 1000): OF_64,  # 512x512_diffusion
+    (192, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), 6, 6, 1000): BY_4,  # 64_256_upsampler
+    (192, (1, 1, 2, 2, 4, 4), 2, (4, 5), 6, 6, 1000): OF_64,  # 128_512_upsampler
+}
+
+
+def one_spelling(settings: dict) -> dict:
+    """The settings in the words of the flags; a number of heads stands in place of a width of each."""
+    found = {WORDS.get(name, name): value for name, value in settings.items()}
+    return dict(num_head_channels=0) | found if "num_heads" in found else found
 
 
 def select(content: dict, settings: dict) -> dict[str, np.ndarray]:
     """The state_dict, queries, keys and values in the new order: all of each together."""
-    if settings.get("use_new_attention_order", False):
-        return dict(content)
-    tensors = dict(content)
+    flags, tensors = _flags(_shape(content), settings), dict(content)
+    if flags["use_new_attention_order"]:
+        return tensors
     for name, w in content.items():
         if ".qkv." in name:
-            heads = _heads(settings, len(w) // 3)
-            split = np.asarray(w).reshape(heads, 3, -1, *w.shape[1:])
+            split = np.asarray(w).reshape(_heads(flags, len(w) // 3), 3, -1, *w.shape[1:])
             tensors[name] = split.swapaxes(0, 1).reshape(w.shape)
     return tensors
 
 
 def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
-    """Shape and classes from names and shapes, heads from the flags, the rest by overrides."""
-    settings = config | overrides
+    """Shape and classes from names and shapes, heads from the flags, the rest by overrides.
+
+    Raises `Mismatch` for another network's tensors, and where heads or their order are not known.
+    """
+    shape, overrides = _shape(tensors), one_spelling(overrides)
+    flags = _flags(shape, config | overrides)
+    channels, out = shape.pop("in_channels"), shape.pop("out_channels")
+    fields = shape | dict(
+        out_multiplier=unets.ratio(out, channels),
+        heads=flags.get("num_heads", UNet.heads),
+        head_channels=flags["num_head_channels"],
+        dropout=config.get("dropout", 0.0),
+    )
+    return UNet(**ADM | fields | {name: value for name, value in overrides.items() if name not in SETTINGS})
+
+
+def _shape(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The fields that names and shapes tell, and the channels of the images."""
     for name in ("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight"):
         if name not in tensors:
             raise Mismatch(f"not a network of guided-diffusion: 1 missing: {name}")
@@ -54,24 +92,19 @@ def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
         else:
             levels[level].append((len(width), f"input_blocks.{i}.1.qkv.weight" in tensors))
     affine = tensors["input_blocks.1.0.emb_layers.1.weight"]
-    fields = dict(
+    return dict(
         channels=channels,
         first_channels=0 if first == channels else first,
         multipliers=tuple(unets.ratio(blocks[0][0], channels) for blocks in levels),
         blocks=len(levels[0]),
         attention=tuple(i for i, blocks in enumerate(levels) if blocks[0][1]),
-        out_multiplier=len(tensors["out.2.weight"]) // in_channels,
+        in_channels=in_channels,
+        out_channels=len(tensors["out.2.weight"]),
         num_classes=len(tensors["label_emb.weight"]) if "label_emb.weight" in tensors else 0,
         null_class=False,
         adaptive=len(affine) == 2 * len(tensors["input_blocks.1.0.in_layers.2.weight"]),
         resample="block" if blocky else "conv",
     )
-    own = {k: v for k, v in overrides.items() if k not in FLAGS}
-    if settings.get("num_heads") and not settings.get("num_head_channels", 0) > 0:
-        fields |= dict(heads=settings["num_heads"], head_channels=0)
-    elif settings.get("num_head_channels", 0) > 0:
-        fields |= dict(head_channels=settings["num_head_channels"])
-    return UNet(**ADM | fields | own)
 
 
 def table(net: UNet) -> list[Entry]:
@@ -98,10 +131,23 @@ def example(net: UNet, tensors: dict):
 
 
 def config(net: UNet, variables: dict) -> dict:
-    """The flags that `load` asks for."""
-    del variables
+    """The flags that `load` asks for. Raises ValueError for what guided-diffusion's UNetModel cannot express."""
+    first = int(net.channels * net.multipliers[0])
+    attends = (True, None) if net.depth - 1 in net.attention else (True,)
+    valid = dict(
+        decoder_attention=("each",), middle_attention=attends, skip_scale=(1,), groups=(32,), epsilon=(1e-5,),
+        resample=("conv", "block"), pyramid_in=("",), pyramid_out=("",), label_scale=(1,), wave_multiplier=(1,),
+        endpoint=(False,), fourier=(0,), augment_dim=(0,),
+        first_channels=(0, first) if first == net.channels else (first,),
+    )  # fmt: skip
+    valid |= dict(class_at=("embedding",)) if net.num_classes else {}
+    valid |= dict(conv_padding=((1, 1),)) if net.resample == "conv" else dict(filter=((1, 1),), project=(False,))
+    unets.check_fields(net, WHOSE, valid)
+    unets.check_groups(net, WHOSE)
+    unets.image_channels(variables, WHOSE)
     return {
-        "num_head_channels": net.head_channels or -1, "num_heads": net.heads, "use_new_attention_order": True
+        "num_head_channels": net.head_channels or -1, "num_heads": net.heads, "use_new_attention_order": True,
+        "dropout": net.dropout,
     }  # fmt: skip
 
 
@@ -127,8 +173,23 @@ def _resamples(tensors, i: int, count: int) -> bool:
     return last > 0 and f"{mirror}{last}.in_layers.2.weight" in tensors
 
 
-def _heads(settings: dict, channels: int) -> int:
-    per_head = settings.get("num_head_channels", 0)
-    if per_head and per_head > 0:
-        return channels // per_head
-    return settings["num_heads"] if settings.get("num_heads") else channels // ADM["head_channels"]
+def _flags(shape: dict, settings: dict) -> dict[str, Any]:
+    """The flags of a published network with the settings before them; num_head_channels is 0 where num_heads holds."""
+    published = {}
+    if shape["adaptive"] and shape["resample"] == "block":
+        names = ("channels", "multipliers", "blocks", "attention", "in_channels", "out_channels", "num_classes")
+        published = PUBLISHED.get(tuple(shape[name] for name in names), {})
+    flags = published | one_spelling(settings)
+    flags["num_head_channels"] = max(flags.get("num_head_channels") or 0, 0)
+    asked = [] if flags["num_head_channels"] or flags.get("num_heads") else ["num_heads or num_head_channels"]
+    asked += [] if "use_new_attention_order" in flags else ["use_new_attention_order"]
+    if asked:
+        raise Mismatch(f"not one of guided-diffusion's published networks: give its flags {' and '.join(asked)}")
+    return flags
+
+
+def _heads(flags: dict, channels: int) -> int:
+    each, heads = flags["num_head_channels"], flags.get("num_heads")
+    if channels % (each or heads):
+        raise Mismatch(f"{channels} channels do not divide into {f'heads of {each}' if each else f'{heads} heads'}")
+    return channels // each if each else heads

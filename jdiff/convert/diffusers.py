@@ -12,6 +12,7 @@ from jdiff.convert import unets
 from jdiff.convert.table import AS_IS, DENSE, Entry, Layout, Mismatch, conv, dense, norm
 from jdiff.models.unet import UNet
 
+WHOSE = "diffusers' UNet2DModel"
 IGNORED = ("*.Conv2d_0.*",)  # a second name of the same convolution
 ROLES = dict(
     norm_0="norm1", conv_0="conv1", embed="time_emb_proj", norm_1="norm2", conv_1="conv2", skip="conv_shortcut"
@@ -30,6 +31,10 @@ DEFAULTS = dict(
     upsample_type="conv", dropout=0.0, act_fn="silu", attention_head_dim=8, norm_num_groups=32, norm_eps=1e-5,
     attn_norm_num_groups=None, resnet_time_scale_shift="default", add_attention=True, class_embed_type=None,
     num_class_embeds=None, time_embedding_dim=None,
+)  # fmt: skip
+NEEDED = (
+    "in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types", "layers_per_block",
+    "norm_num_groups",
 )  # fmt: skip
 
 
@@ -57,16 +62,19 @@ def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
     if "block_out_channels" not in config:
         raise Mismatch("a UNet2DModel needs the config.json that lies beside its weights; there is none")
     c = DEFAULTS | config
+    if empty := [key for key in NEEDED if not c[key]]:
+        raise Mismatch(f"the config.json of a UNet2DModel says {', '.join(f'{key} {c[key]!r}' for key in empty)}")
     widths, depth = c["block_out_channels"], len(c["block_out_channels"])
     head = c["attention_head_dim"]
     scale_shift = c["resnet_time_scale_shift"] == "scale_shift"
-    kinds = [DOWN.get(name) for name in c["down_block_types"]], [UP.get(name) for name in c["up_block_types"]]
+    blocks = (DOWN, c["down_block_types"]), (UP, c["up_block_types"])
+    kinds = [[known.get(name.removeprefix("UNetRes")) for name in names] for known, names in blocks]
     expected = {
         "center_input_sample": (False,), "time_embedding_type": ("positional",), "freq_shift": (0, 1),
         "mid_block_type": ("UNetMidBlock2D",), "mid_block_scale_factor": (1,), "act_fn": ("silu", "swish"),
         "class_embed_type": (None,), "downsample_padding": (0, 1), "downsample_type": ("conv", "resnet"),
         "upsample_type": ("conv", "resnet"), "resnet_time_scale_shift": ("default", "scale_shift"),
-        "time_embedding_dim": (None, 4 * widths[0]), "out_channels": (c["in_channels"], 2 * c["in_channels"]),
+        "time_embedding_dim": (None, 4 * widths[0]),
         "attn_norm_num_groups": (c["norm_num_groups"],) if scale_shift else (None, c["norm_num_groups"]),
     }  # fmt: skip
     wrong = [f"{key} {c[key]!r}" for key, valid in expected.items() if c[key] not in valid]
@@ -90,27 +98,20 @@ def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
         resample="block" if True in blocky else "conv", dropout=c["dropout"],
         conv_padding=(0, 1) if c["downsample_padding"] == 0 else (1, 1), label_scale=1.0, wave_multiplier=1,
         endpoint=c["freq_shift"] == 1, groups=c["norm_num_groups"], min_group_width=1, epsilon=c["norm_eps"],
-        num_classes=c["num_class_embeds"] or 0, null_class=False, out_multiplier=c["out_channels"] // c["in_channels"],
+        num_classes=c["num_class_embeds"] or 0, null_class=False,
+        out_multiplier=unets.ratio(c["out_channels"], c["in_channels"]),
     )  # fmt: skip
     return UNet(**fields | overrides)
 
 
 def table(net: UNet) -> list[Entry]:
     """Raises ValueError where UNet2DModel has no such network."""
-    needed = dict(
-        filter=(1, 1), pyramid_in="", pyramid_out="", wave_multiplier=1, label_scale=1.0, skip_scale=1.0, fourier=0.0,
-        augment_dim=0, first_channels=0, project=False,
+    valid = dict(
+        filter=((1, 1),), pyramid_in=("",), pyramid_out=("",), wave_multiplier=(1,), label_scale=(1,), skip_scale=(1,),
+        fourier=(0,), augment_dim=(0,), first_channels=(0, net.channels), project=(False,), resample=("conv", "block"),
+        decoder_attention=("each",), multipliers=((1, *net.multipliers[1:]),),
     )  # fmt: skip
-    other = [f"{k}={getattr(net, k)!r}" for k, v in needed.items() if getattr(net, k) != v]
-    other += [
-        f"{k}={getattr(net, k)!r}"
-        for k, bad in (("resample", "mean"), ("decoder_attention", "last"))
-        if getattr(net, k) == bad
-    ]
-    if net.num_classes and net.class_at != "embedding":
-        other.append(f"class_at={net.class_at!r}")
-    if other:
-        raise ValueError(f"diffusers' UNet2DModel has no such network: {', '.join(other)}")
+    unets.check_fields(net, WHOSE, valid | (dict(class_at=("embedding",)) if net.num_classes else {}))
     lines = conv(("in",), "conv_in") + dense(("noise", "hidden"), "time_embedding.linear_1")
     lines += dense(("noise", "out"), "time_embedding.linear_2")
     if net.num_classes:
@@ -133,19 +134,12 @@ def example(net: UNet, tensors: dict):
 
 def config(net: UNet, variables: dict) -> dict:
     """The config.json of `UNet2DModel.from_pretrained`. Raises ValueError for groups or heads it cannot express."""
-    channels = variables["params"]["in"]["kernel"].shape[-2]
-    widths = {*unets.inputs(net).values(), *(part.features for part in net.encoder()), net.channels}
-    odd = sorted(w for w in widths if w % net.groups or w // net.groups < net.min_group_width)
-    if odd:
-        raise ValueError(
-            f"diffusers' UNet2DModel has {net.groups} groups everywhere; channels of {odd} do not divide so"
-        )
+    channels = unets.image_channels(variables, WHOSE)
+    unets.check_groups(net, WHOSE)
     attended = {part.features for part in [*net.encoder(), *net.middle()] if part.attention}
     head = net.head_channels or (max(attended, default=1) // net.heads if net.heads > 1 else None)
     if not net.head_channels and net.heads > 1 and len(attended) > 1:
-        raise ValueError(
-            f"diffusers' UNet2DModel has a width per head; {net.heads} heads of {sorted(attended)} have not"
-        )
+        raise ValueError(f"{WHOSE} has a width per head; {net.heads} heads of {sorted(attended)} have not")
     attends = [level in net.attention for level in range(net.depth)]
     blocky = net.resample == "block"
     down = [name for a in attends for name, kind in DOWN.items() if kind == ((True, None) if a else (False, blocky))]
@@ -153,7 +147,7 @@ def config(net: UNet, variables: dict) -> dict:
     middle = attends[-1] if net.middle_attention is None else net.middle_attention
     widths = {part.level: part.features for part in net.encoder()}
     return {
-        "_class_name": "UNet2DModel", "in_channels": channels, "out_channels": channels * net.out_multiplier,
+        "_class_name": "UNet2DModel", "in_channels": channels, "out_channels": int(channels * net.out_multiplier),
         "center_input_sample": False, "time_embedding_type": "positional", "freq_shift": int(net.endpoint),
         "flip_sin_to_cos": True, "down_block_types": down, "up_block_types": up,
         "block_out_channels": [widths[level] for level in range(net.depth)], "layers_per_block": net.blocks,

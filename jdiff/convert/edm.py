@@ -4,10 +4,20 @@ The pickles that NVIDIA publishes hold code and are not read. Export the weights
 
     python -c "import pickle, sys, torch; torch.save(pickle.load(open(sys.argv[1], 'rb'))['ema'].state_dict(), sys.argv[2])" IN.pkl OUT.pt
 
-The label is that of the preconditioning the network was trained with, log(sigma) / 4 for EDM's.
+The label is that of the preconditioning that the network was trained with:
+
+    EDMPrecond, all but the baselines   log(sigma) / 4, `conditioning.EDM()`, target EDM
+    VPPrecond                           999 t of `jdiff.VP()`, `conditioning.Continuous()`, target Eps
+    iDDPMPrecond                        the index of a table of 1000, `conditioning.Index(1000)`, target Eps, and
+                                        learned variance
+    VEPrecond                           log(sigma / 2), which no conditioning of ours gives, and -eps
+
+Names hold the image's size, which our networks do not know: here the lowest level is 8x8, as in all published files.
 """  # noqa: E501
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,56 +25,52 @@ from jdiff.convert import unets
 from jdiff.convert.table import AS_IS, DENSE, WIDTH_ONE, Entry, Layout, Mismatch, conv, dense, fused, norm
 from jdiff.models.unet import ADM, SONG, UNet
 
-IGNORED = ("*.resample_filter", "sigma_*")
+IGNORED = ("*.resample_filter", "sigma_*", "u")  # u: the levels of the baseline ADM
+LEVEL = re.compile(r"(model\.enc|model\.dec)\.(\d+)x\d+_")
 ROLES = dict(norm_0="norm0", conv_0="conv0", embed="affine", norm_1="norm1", conv_1="conv1", skip="skip")
 
 
-def select(content: dict, settings: dict) -> dict[str, np.ndarray]:
-    """The state_dict of the preconditioned network or of the network alone, blocks named by level, not resolution."""
+def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The state_dict of the preconditioned network, or of the network alone: its names are those of one in it."""
     del settings
-    tensors = {name.removeprefix("model."): tensor for name, tensor in content.items()}
-    found = {match[2] for name in tensors if (match := re.match(r"(enc|dec)\.(\d+)x\d+_", name))}
-    level = {size: i for i, size in enumerate(sorted(found, key=int, reverse=True))}
+    inside = any(name.startswith("model.") for name in content)
+    tensors = content if inside else {f"model.{name}": tensor for name, tensor in content.items()}
+    sizes = {size: 8 << i for i, size in enumerate(sorted(_sizes(tensors)))}
     return {
-        re.sub(r"^(enc|dec)\.(\d+)x\d+_", lambda m: f"{m[1]}.{level[m[2]]}_", name): tensor
-        for name, tensor in tensors.items()
+        LEVEL.sub(lambda m: f"{m[1]}.{sizes[int(m[2])]}x{sizes[int(m[2])]}_", name): tensors[name] for name in tensors
     }
 
 
-def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
-    """Everything but the dropout rate from names and shapes."""
+def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overrides) -> UNet:
+    """Everything but the rate of dropout from names and shapes."""
     del config
-    if "map_layer0.weight" not in tensors or "enc.0_conv.weight" not in tensors:
-        raise Mismatch("not a network of EDM: 2 missing: map_layer0.weight, enc.RESxRES_conv.weight")
-    adm = "out_norm.weight" in tensors
-    first, in_channels = tensors["enc.0_conv.weight"].shape[:2]
-    width, waves = tensors["map_layer0.weight"].shape
+    sizes = [f"model.enc.{size}x{size}" for size in sorted(_sizes(tensors), reverse=True)] or ["model.enc.RESxRES"]
+    adm = any(name.startswith("model.out_") for name in tensors)
+    last = "model.out_conv.weight" if adm else f"{sizes[0].replace('enc', 'dec')}_aux_conv.weight"
+    told = ["model.map_layer0.weight", f"{sizes[0]}_conv.weight", last]
+    told += [f"{size}_block0.conv0.weight" for size in sizes]
+    missing = [name for name in told if name not in tensors]
+    if missing:
+        raise Mismatch(f"not a network of EDM: {len(missing)} missing: {', '.join(missing)}")
+    first, in_channels = tensors[told[1]].shape[:2]
+    width, waves = tensors[told[0]].shape
     channels = width // 4
-    depth = 1 + max(int(m[1]) for name in tensors if (m := re.match(r"enc\.(\d+)_", name)))
-    widths = [len(tensors[f"enc.{level}_block0.conv0.weight"]) for level in range(depth)]
-    blocks = len({name.split(".")[1] for name in tensors if name.startswith("enc.0_block")})
-    filters = [
-        np.asarray(w).sum((0, 1, 2)) for name, w in tensors.items() if name.endswith("_down.conv0.resample_filter")
-    ]
-    out = tensors["out_conv.weight" if adm else "dec.0_aux_conv.weight"].shape[0]
+    classes, augment = tensors.get("model.map_label.weight"), tensors.get("model.map_augment.weight")
+    filters = [np.sum(w, (0, 1, 2)) for name, w in tensors.items() if name.endswith("_down.conv0.resample_filter")]
     fields = dict(
         channels=channels,
         first_channels=0 if first == channels else first,
-        multipliers=tuple(unets.ratio(w, channels) for w in widths),
-        blocks=blocks,
-        attention=tuple(level for level in range(depth) if f"enc.{level}_block0.qkv.weight" in tensors),
-        out_multiplier=out // in_channels,
+        multipliers=tuple(unets.ratio(len(tensors[name]), channels) for name in told[3:]),
+        blocks=len({name.split(".")[2] for name in tensors if name.startswith(f"{sizes[0]}_block")}),
+        attention=tuple(i for i, size in enumerate(sizes) if f"{size}_block0.qkv.weight" in tensors),
+        out_multiplier=len(tensors[last]) // in_channels,
         wave_multiplier=waves // channels,
         filter=tuple((filters[0] / filters[0][0]).tolist()) if filters else (1, 1),
-        fourier=16.0 if "map_noise.freqs" in tensors else 0.0,
-        num_classes=tensors["map_label.weight"].shape[1] if "map_label.weight" in tensors else 0,
-        augment_dim=tensors["map_augment.weight"].shape[1] if "map_augment.weight" in tensors else 0,
-        pyramid_in="residual"
-        if any("aux_residual" in n for n in tensors)
-        else "skip"
-        if any("aux_skip" in n for n in tensors)
-        else "",
-        pyramid_out="skip" if "dec.1_aux_conv.weight" in tensors else "",
+        fourier=16.0 if "model.map_noise.freqs" in tensors else 0.0,
+        num_classes=0 if classes is None else classes.shape[1],
+        augment_dim=0 if augment is None else augment.shape[1],
+        pyramid_in=next((kind for kind in ("residual", "skip") if any(f"_aux_{kind}." in n for n in tensors)), ""),
+        pyramid_out="skip" if sum(name.endswith("_aux_conv.weight") for name in tensors) > 1 else "",
     )
     return UNet(**(ADM | dict(min_group_width=4) if adm else SONG) | fields | overrides)
 
@@ -72,48 +78,52 @@ def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
 def table(net: UNet) -> list[Entry]:
     """ADM adds classes to the embedding, without bias; Song's networks to the waves, with one."""
     adm = net.class_at == "embedding"
-    lines = conv(("in",), "enc.0_conv")
-    lines += unets.hidden("map_layer0", swapped=not adm)
-    lines += dense(("noise", "out"), "map_layer1")
+    sizes = [f"{8 << i}x{8 << i}" for i in reversed(range(net.depth))]
+    lines = conv(("in",), f"model.enc.{sizes[0]}_conv")
+    lines += unets.hidden("model.map_layer0", swapped=not adm)
+    lines += dense(("noise", "out"), "model.map_layer1")
     if net.fourier:
-        lines += [Entry(("params", "noise", "fourier", "frequencies"), "map_noise.freqs", AS_IS)]
+        lines += [Entry(("params", "noise", "fourier", "frequencies"), "model.map_noise.freqs", AS_IS)]
     if net.num_classes:
         path = ("params", "class", "table", "embedding")
         rows = [
-            Entry(path, "map_label.weight", ADM_CLASSES),
-            Entry(path, ("map_label.weight", "map_label.bias"), SONG_CLASSES),
+            Entry(path, "model.map_label.weight", ADM_CLASSES),
+            Entry(path, ("model.map_label.weight", "model.map_label.bias"), SONG_CLASSES),
         ]
         lines.append(rows[0 if adm else 1])
     if net.augment_dim:
         swapped = DENSE if adm else Layout(lambda w: unets.swap(w.T, 1), lambda k: unets.swap(k, 1).T)
-        lines.append(Entry(("params", "augment", "kernel"), "map_augment.weight", swapped))
+        lines.append(Entry(("params", "augment", "kernel"), "model.map_augment.weight", swapped))
     for part in net.encoder():
-        level = part.level
-        lines += _stage(
-            net, part, f"enc.{level + 1}_down" if part.resample else f"enc.{level}_block{unets.index(part)}"
-        )
+        there = f"model.enc.{sizes[part.level + bool(part.resample)]}"
+        lines += _stage(net, part, f"{there}_down" if part.resample else f"{there}_block{unets.index(part)}")
         if part.resample and net.pyramid_in:
-            lines += conv((f"pyramid_in_{level}",), f"enc.{level + 1}_aux_{net.pyramid_in}")
+            lines += conv((f"pyramid_in_{part.level}",), f"{there}_aux_{net.pyramid_in}")
     for part in net.middle():
-        lines += _stage(net, part, f"dec.{part.level}_in{unets.index(part)}")
+        lines += _stage(net, part, f"model.dec.{sizes[-1]}_in{unets.index(part)}")
     for part in net.decoder():
-        level = part.level
-        lines += _stage(net, part, f"dec.{level - 1}_up" if part.resample else f"dec.{level}_block{unets.index(part)}")
+        there = f"model.dec.{sizes[part.level - bool(part.resample)]}"
+        lines += _stage(net, part, f"{there}_up" if part.resample else f"{there}_block{unets.index(part)}")
     for level in range(net.depth if net.pyramid_out else 1):
         name = f"pyramid_out_{level}" if level else "out"
-        lines += norm((f"norm_{name}",), "out_norm" if adm else f"dec.{level}_aux_norm")
-        lines += conv((name,), "out_conv" if adm else f"dec.{level}_aux_conv")
+        there = "model.out" if adm else f"model.dec.{sizes[level]}_aux"
+        lines += norm((f"norm_{name}",), f"{there}_norm") + conv((name,), f"{there}_conv")
     return lines
 
 
 def example(net: UNet, tensors: dict):
     """(x, label, cond) of the smallest size."""
-    return unets.example(net, tensors, "enc.0_conv.weight")
+    return unets.example(net, tensors, f"model.enc.{4 << net.depth}x{4 << net.depth}_conv.weight")
 
 
 def config(net: UNet, variables: dict) -> dict:
     """Raises ValueError: EDM's names hold the image size, which our network does not know."""
     raise ValueError("weights are not exported to EDM's names, which hold the image size; save as 'diffusers'")
+
+
+def _sizes(tensors: Mapping[str, np.ndarray]) -> set[int]:
+    """The image's sizes at its levels."""
+    return {int(match[2]) for name in tensors if (match := LEVEL.match(name))}
 
 
 def _stage(net: UNet, part, name: str) -> list[Entry]:

@@ -17,6 +17,10 @@ from jdiff.convert.table import AS_IS, WIDTH_ONE, Entry, Mismatch, conv, dense, 
 from jdiff.models.edm2 import EDM2UNet
 
 IGNORED = ()
+TOLD = {  # fields that the tensors do not tell, by the arguments of the published class
+    "head_channels": "channels_per_head", "dropout": "dropout", "label_balance": "label_balance",
+    "concat_balance": "concat_balance", "residual_balance": "res_balance", "attention_balance": "attn_balance",
+}  # fmt: skip
 
 
 def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -30,11 +34,10 @@ def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
 
 
 def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overrides) -> EDM2UNet:
-    """Widths, blocks, attention, classes and channels from names and shapes; `head_channels` is 64 unless given.
+    """Widths, blocks, attention, classes and channels from names and shapes.
 
-    Dropout and the balances are not in the files: those of the paper hold unless given.
+    `head_channels`, dropout and the balances are not among them: an override holds, else the config, else the paper.
     """
-    del config
     encoder = [name.removeprefix("unet.enc.") for name in tensors if name.startswith("unet.enc.")]
     sizes = sorted({int(name.split("x")[0]) for name in encoder if "_block0." in name}, reverse=True)
     told = ["unet.emb_noise.weight"] + [f"unet.enc.{r}x{r}_block0.conv_res0.weight" for r in sizes]
@@ -57,7 +60,8 @@ def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overri
         in_channels=tensors[told[-1]].shape[1] - 1,
         resolution=sizes[0],
     )
-    return EDM2UNet(**fields | overrides)
+    told = {field: config[name] for field, name in TOLD.items() if name in config}
+    return EDM2UNet(**fields | told | overrides)
 
 
 def table(module: EDM2UNet) -> list[Entry]:
@@ -114,9 +118,8 @@ def config(module: EDM2UNet, variables: dict) -> dict:
         channel_mult=list(module.multipliers),
         num_blocks=module.blocks,
         attn_resolutions=[module.resolution >> level for level in module.attention],
-        channels_per_head=module.head_channels,
-        dropout=module.dropout,
         logvar_channels=module.logvar_channels,
+        **{name: getattr(module, field) for field, name in TOLD.items()},
     )
 
 

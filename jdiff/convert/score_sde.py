@@ -1,10 +1,18 @@
 """score_sde_pytorch's checkpoints of DDPM, DDPM++ and NCSN++ (Song et al. 2021, arXiv:2011.13456), averaged weights.
 
-The label is 999 t for the variance-preserving networks (`conditioning.Continuous`, target eps in units of -sigma score)
-and sigma for the variance-exploding ones (`conditioning.Sigma`), whose output is the score: they come as `InSigma`.
-What the tensors do not tell is taken as in the published configs, and can be overridden: `filter`, (1, 3, 3, 1) with
-Fourier features and (1, 1) without, and `centered`, False with them.
+Variance-preserving networks (its vp and subvp configs) give eps, and take 999 t (`conditioning.Continuous`), or the
+index where they were trained with 1000 steps. Variance-exploding ones (ve) give the score and come as `InSigma`: those
+with Fourier features take sigma (`conditioning.Sigma`), the others an index into their table of sigmas, whose first is
+the largest: round(999 (1 - t)).
+
+The tensors do not tell all. Settings, as overrides or in the config.json that `save` writes, by the names of its
+configs: `scale_by_sigma`, True for ve, which must be given for DDPM and for NCSN++ without Fourier features; and
+`centered`, by default False where it scales by sigma, its data lying in [0, 1], and True where not. `filter` is
+(1, 3, 3, 1) for NCSN++ and (1, 1) for DDPM++ unless given.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,20 +20,22 @@ from jdiff.convert import unets
 from jdiff.convert.table import AS_IS, Entry, Layout, Mismatch, conv, dense, norm
 from jdiff.models.unet import DDPM, SONG, InSigma, UNet
 
-IGNORED = ("sigmas",)
+WHOSE = "score_sde_pytorch"
+IGNORED = ("module.sigmas",)
+SETTINGS = ("scale_by_sigma", "centered")
+TOLD = ("filter", "skip_scale", "dropout")  # fields of the UNet that the tensors do not tell
 ROLES = dict(norm_0="GroupNorm_0", conv_0="Conv_0", embed="Dense_0", norm_1="GroupNorm_1", conv_1="Conv_1")
 NIN = Layout(lambda w: w[None, None], lambda k: k[0, 0])  # their matrices are (in, out) already
 SIDE_BY_SIDE = Layout(lambda *w: np.concatenate(w, -1), lambda k: np.split(k, 3, -1))
 
 
-def select(content: dict, settings: dict) -> dict[str, np.ndarray]:
+def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The state_dict, with the moving averages in place of what they average where the file has them."""
     del settings
-    model = content.get("model", content)
-    tensors = {name.removeprefix("module.").removeprefix("all_modules."): w for name, w in model.items()}
-    averages = content.get("ema", {}).get("shadow_params") if isinstance(content.get("ema"), dict) else None
+    tensors = {_published(name): w for name, w in content.get("model", content).items()}
+    averages = content["ema"].get("shadow_params") if isinstance(content.get("ema"), Mapping) else None
     if averages is not None:
-        names = [name for name, w in tensors.items() if name not in ("sigmas", "0.W")]
+        names = [name for name in tensors if name not in ("module.sigmas", "module.all_modules.0.W")]
         if len(names) != len(averages):
             raise Mismatch(
                 f"{len(averages)} averages for {len(names)} parameters: not a checkpoint of score_sde_pytorch"
@@ -34,68 +44,86 @@ def select(content: dict, settings: dict) -> dict[str, np.ndarray]:
     return tensors
 
 
-def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet | InSigma:
-    """The network from the sequence of its layers."""
-    del config
+def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overrides) -> UNet | InSigma:
+    """The network from the sequence of its layers, and from the settings above."""
     layers = _layers(tensors)
-    fourier = layers and "W" in layers[0]
-    layers = layers[1:] if fourier else layers
-    if len(layers) < 6 or "weight" not in layers[0] or layers[0]["weight"].ndim != 2:
-        raise Mismatch("not a network of score_sde_pytorch: its all_modules do not begin with two linear layers")
-    channels = len(layers[0]["weight"]) // 4
-    width, levels, pyramid, blocky = len(layers[2]["weight"]), [[]], "", False
-    for layer in layers[3:]:
-        if "GroupNorm_0.weight" in layer and "Dense_0.weight" in layer:
-            if len(layer["GroupNorm_0.weight"]) != width:
-                break  # the first block on the way up takes a kept output too
-            last, width = width, len(layer["Conv_0.weight"])
-            if "Conv_2.weight" in layer and last == width:  # a projection although the width stays: it resamples
-                levels.append([])
-                blocky = True
-            else:
-                levels[-1].append([width, False])
-        elif "NIN_3.W" in layer:
-            levels[-1][-1][1] = True
-        elif "Conv2d_0.weight" in layer:
-            pyramid = "residual"
-        elif layer["Conv_0.weight"].shape[-1] == 1:
-            pyramid = "skip"
-        else:
-            levels.append([])  # a strided convolution
-    del levels[-1][-2:]  # the two blocks in the middle, and the attention between them
-    if not levels[-1] or len({len(blocks) for blocks in levels}) > 1:
-        raise Mismatch("not a UNet of score_sde_pytorch: its levels differ in their number of blocks")
-    norms = sum(1 for layer in layers if "weight" in layer and layer["weight"].ndim == 1)  # before each output
-    plus = blocky or fourier or norms > 1
-    fields = dict(
-        channels=channels,
-        multipliers=tuple(unets.ratio(blocks[0][0], channels) for blocks in levels),
-        blocks=len(levels[0]),
-        attention=tuple(i for i, blocks in enumerate(levels) if blocks[0][1]),
-        decoder_attention="last",
-        pyramid_in=pyramid,
-        pyramid_out="skip" if norms > 1 else "",
-        resample="block" if blocky else "conv",
-        project=blocky,
-        fourier=16.0 if fourier else 0.0,
-        wave_multiplier=2 if fourier else 1,
-        filter=(1, 3, 3, 1) if fourier else (1, 1),
-    )
-    centered = overrides.pop("centered", False)
-    net = UNet(**(SONG if plus else DDPM) | fields | overrides)
-    return InSigma(net, centered) if fourier else net
+    fourier = bool(layers) and "W" in layers[0]
+    try:
+        fields = _fields(layers[1:] if fourier else layers)
+    except LookupError as error:
+        raise Mismatch("not a network of score_sde_pytorch: its all_modules are others or incomplete") from error
+    plus = fields["resample"] == "block"
+    if not plus and (fourier or fields["pyramid_in"] or fields["pyramid_out"]):
+        raise Mismatch("NCSN++ with resblock_type='ddpm' is not among our networks")
+    fields["filter"] = (1, 3, 3, 1) if fourier or fields["pyramid_in"] else (1, 1)
+    if fourier:
+        fields |= dict(fourier=16.0, wave_multiplier=2)
+    told = {name: config[name] for name in (*TOLD, *SETTINGS) if name in config} | overrides
+    known = fourier or (False if plus and not fields["pyramid_in"] else None)  # as all published configs have it
+    scaled = told.pop("scale_by_sigma", known)
+    if scaled is None:
+        raise Mismatch(
+            "the tensors do not tell whether the network divides by sigma: give scale_by_sigma=True for those of the "
+            "ve configs, False for vp and subvp"
+        )
+    centered = told.pop("centered", not scaled)
+    if not scaled and (fourier or not centered):
+        raise Mismatch(f"not among our networks: scale_by_sigma={scaled}, centered={centered}, fourier={fourier}")
+    fields |= told
+    net = UNet(**(SONG if plus else DDPM) | fields | dict(filter=tuple(fields["filter"])))
+    if not scaled:
+        return net
+    if not fourier and "module.sigmas" not in tensors:
+        raise Mismatch("1 missing: module.sigmas, the table that the network divides by")
+    return InSigma(net, centered, 0 if fourier else len(tensors["module.sigmas"]))
 
 
 def table(module: UNet | InSigma) -> list[Entry]:
-    """Their layers are numbered in the order of use."""
-    if isinstance(module, InSigma):
-        return [line._replace(path=("params", "net", *line.path[1:])) for line in table(module.net)]
-    net, lines, n = module, [], -1
+    """Their layers are numbered in the order of use. Raises ValueError where they have no such network."""
+    net = module.net if isinstance(module, InSigma) else module
+    _check(module, net)
+    lines = _table(net)
+    if module is net:
+        return lines
+    lines = [line._replace(path=("params", "net", *line.path[1:])) for line in lines]
+    return lines + [Entry(("params", "sigmas"), "module.sigmas", AS_IS)] * bool(module.levels)
+
+
+def example(module: UNet | InSigma, tensors: Mapping[str, np.ndarray]):
+    """(x, label, cond) of the smallest size."""
+    net = module.net if isinstance(module, InSigma) else module
+    x, label, cond = unets.example(net, tensors, f"module.all_modules.{3 if net.fourier else 2}.weight")
+    return x, label + 1, cond
+
+
+def config(module: UNet | InSigma, variables: Mapping[str, Any]) -> dict:
+    """What `load` cannot find in the tensors. Raises ValueError for what are not images."""
+    net, centered = (module.net, module.centered) if isinstance(module, InSigma) else (module, True)
+    unets.image_channels(variables if net is module else {"params": variables["params"]["net"]}, WHOSE)
+    told = {name: getattr(net, name) for name in TOLD}
+    return told | dict(filter=list(net.filter), scale_by_sigma=net is not module, centered=centered)
+
+
+def _check(module: UNet | InSigma, net: UNet) -> None:
+    plain = dict(pyramid_in="", pyramid_out="", fourier=0.0, skip_scale=1.0, decoder_attention="last")
+    kind = dict(min_group_width=4) | SONG if net.resample == "block" else DDPM | plain
+    kind |= dict(num_classes=0, augment_dim=0, out_multiplier=1, first_channels=0, head_channels=0, groups=32)
+    kind |= dict(wave_multiplier=2 if net.fourier else 1)
+    free = ("kernel_init", "out_scale", "qkv_scale", "class_at")  # initial values, and where classes would be
+    valid = {field: (value,) for field, value in kind.items() if field not in free}
+    unets.check_fields(net, WHOSE, valid | dict(skip_scale=(1.0, kind["skip_scale"])))  # 1: their skip_rescale=False
+    levels = module.levels if net is not module else None
+    if bool(net.fourier) != (levels == 0):
+        raise ValueError(f"{WHOSE} has no such network: fourier={net.fourier!r} in InSigma of levels={levels!r}")
+
+
+def _table(net: UNet) -> list[Entry]:
+    lines, n = [], -1
 
     def name() -> str:
         nonlocal n
         n += 1
-        return str(n)
+        return f"module.all_modules.{n}"
 
     def stage(part) -> list[Entry]:
         if part.resample and net.resample == "conv":
@@ -134,25 +162,56 @@ def table(module: UNet | InSigma) -> list[Entry]:
     return lines + norm(("norm_out",), name()) + conv(("out",), name())
 
 
-def example(module: UNet | InSigma, tensors: dict):
-    """(x, label, cond) of the smallest size."""
-    net = module.net if isinstance(module, InSigma) else module
-    x, label, cond = unets.example(net, tensors, f"{3 if net.fourier else 2}.weight")
-    return x, label + 1, cond
+def _published(name: str) -> str:
+    """As in the checkpoints, which hold the network in DataParallel."""
+    name = name.removeprefix("module.")
+    return f"module.all_modules.{name}" if name[:1].isdigit() else f"module.{name}"
 
 
-def config(module: UNet | InSigma, variables: dict) -> dict:
-    """What `load` cannot find in the tensors."""
-    del variables
-    net = module.net if isinstance(module, InSigma) else module
-    return {"filter": list(net.filter)}
-
-
-def _layers(tensors: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+def _layers(tensors: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """The tensors of each numbered layer by their names within it."""
     layers: dict[int, dict[str, np.ndarray]] = {}
     for name, tensor in tensors.items():
-        number, _, rest = name.partition(".")
+        number, _, rest = name.removeprefix("module.all_modules.").partition(".")
         if number.isdigit():
             layers.setdefault(int(number), {})[rest] = tensor
     return [layers[i] for i in sorted(layers)]
+
+
+def _fields(layers: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """The shape of the network from its layers, after the Fourier features."""
+    if len(layers) < 6 or "weight" not in layers[0] or layers[0]["weight"].ndim != 2:
+        raise Mismatch("not a network of score_sde_pytorch: its all_modules do not begin with two linear layers")
+    channels = len(layers[0]["weight"]) // 4
+    width, levels, pyramid = len(layers[2]["weight"]), [[]], ""
+    for layer in layers[3:]:
+        if "GroupNorm_0.weight" in layer and "Dense_0.weight" in layer:
+            if len(layer["GroupNorm_0.weight"]) != width:
+                break  # the first block on the way up takes a kept output too
+            last, width = width, len(layer["Conv_0.weight"])
+            if "Conv_2.weight" in layer and last == width:  # a projection although the width stays: it resamples
+                levels.append([])
+            else:
+                levels[-1].append([width, False])
+        elif "NIN_3.W" in layer:
+            levels[-1][-1][1] = True
+        elif "Conv2d_0.weight" in layer:
+            pyramid = "residual"
+        elif layer["Conv_0.weight"].shape[-1] == 1:
+            pyramid = "skip"
+        else:
+            levels.append([])  # a strided convolution
+    del levels[-1][-2:]  # the two blocks in the middle, and the attention between them
+    if not levels[-1] or len({len(blocks) for blocks in levels}) > 1:
+        raise Mismatch("not a UNet of score_sde_pytorch: its levels differ in their number of blocks")
+    norms = sum(1 for layer in layers if "weight" in layer and layer["weight"].ndim == 1)  # before each output
+    return dict(
+        channels=channels,
+        multipliers=tuple(unets.ratio(blocks[0][0], channels) for blocks in levels),
+        blocks=len(levels[0]),
+        attention=tuple(i for i, blocks in enumerate(levels) if blocks[0][1]),
+        decoder_attention="last",
+        pyramid_in=pyramid,
+        pyramid_out="skip" if norms > 1 else "",
+        resample="block" if any("Conv_2.weight" in layer for layer in layers) else "conv",
+    )

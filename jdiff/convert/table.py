@@ -104,8 +104,16 @@ def to_variables(
 
 
 def to_tensors(table: Sequence[Entry], variables: Mapping) -> dict[str, np.ndarray]:
-    """The named tensors of a module's variables: `to_variables` backwards."""
+    """The named tensors of a module's variables: `to_variables` backwards.
+
+    Raises ValueError for variables that the table lacks, which would be lost, and for those that are not there.
+    """
     arrays = {_path(p): np.asarray(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    placed = {entry.path for entry in table}
+    missing, spare = (["/".join(p) for p in sorted(odd)] for odd in (placed - set(arrays), set(arrays) - placed))
+    if missing or spare:
+        lists = _listed(missing, "missing") + _listed(spare, "without a name in the architecture")
+        raise ValueError(f"these variables cannot be written: {'; '.join(lists)}")
     tensors = {}
     for path, names, layout in table:
         parts = layout.theirs(arrays[path])

@@ -1,6 +1,8 @@
 """What the tables of all published UNets share: the blocks of `models.unet` against any names."""
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -66,8 +68,34 @@ def index(part: Part) -> int:
 
 
 def ratio(width: int, channels: int) -> float:
-    """A multiplier, whole where it can be."""
-    return width // channels if width % channels == 0 else width / channels
+    """A multiplier, whole where it can be, of which int(channels * multiplier) is the width again."""
+    if width % channels == 0:
+        return width // channels
+    times = width / channels
+    return times if int(channels * times) == width else math.nextafter(times, math.inf)
+
+
+def check_fields(net: UNet, whose: str, valid: Mapping[str, tuple]) -> None:
+    """Raises ValueError where fields are not among the values that an architecture has."""
+    other = [f"{field}={getattr(net, field)!r}" for field, values in valid.items() if getattr(net, field) not in values]
+    if other:
+        raise ValueError(f"{whose} has no such network: {', '.join(other)}")
+
+
+def check_groups(net: UNet, whose: str) -> None:
+    """Raises ValueError where some norm has not `net.groups` groups, which published networks have everywhere."""
+    widths = {*inputs(net).values(), *(part.features for part in net.encoder()), net.first_channels or net.channels}
+    odd = sorted(w for w in widths if w % net.groups or w // net.groups < net.min_group_width)
+    if odd:
+        raise ValueError(f"{whose} has {net.groups} groups everywhere; channels of {odd} do not divide so")
+
+
+def image_channels(variables: Mapping[str, Any], whose: str) -> int:
+    """The channels that go into a network. Raises ValueError where its signals are not images."""
+    kernel = variables["params"]["in"]["kernel"]
+    if kernel.ndim != 4:
+        raise ValueError(f"{whose} takes images, and this network signals of {kernel.ndim - 2} dimensions")
+    return kernel.shape[-2]
 
 
 def swap(array: np.ndarray, axis: int) -> np.ndarray:

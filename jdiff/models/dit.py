@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.models.embed import ClassEmbedding, check_unconditional
+from jdiff.models.embed import ClassEmbedding, as_float, check_label, check_unconditional
 from jdiff.models.norms import standardize
-from jdiff.models.registry import register_model
+from jdiff.models.registry import register_model, register_tag
 from jdiff.models.transformer import (
     Attention,
     FeedForward,
@@ -21,7 +21,7 @@ from jdiff.models.transformer import (
     dense,
     grid_positions,
     images,
-    rotary_angles,
+    rotary_turns,
     sincos_positions,
     xavier,
     zeros,
@@ -30,12 +30,12 @@ from jdiff.models.transformer import (
 
 def label_features(label: jax.Array, features: int = 256) -> jax.Array:
     """[cos(label w_j), sin(label w_j)], w_j = 10,000^(-2j/features), in float32 at least; (B,) -> (B, features)."""
-    dtype = jnp.promote_types(label.dtype, jnp.float32)
-    half = features // 2
+    label = as_float(label)
+    half, dtype = features // 2, label.dtype
     # rounded as the published code rounds: at label 999 the last bit of a rate moves an angle by 1e-5
     exponents = -np.log(10_000).astype(dtype) * np.arange(half, dtype=dtype) / half
     w = np.exp(exponents.astype(np.float64)).astype(dtype)
-    angles = label.astype(dtype)[:, None] * w[None]
+    angles = label[:, None] * w[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 
@@ -54,15 +54,16 @@ class DiTBlock(nn.Module):
     ratio: float = 4.0
     qk_norm: bool = False
     dtype: Any = None
+    fused: bool = True
 
     @nn.compact
-    def __call__(self, x, c, context=None, mask=None, angles=None):
-        """x: (B, L, D); c: (B, D); context: (B, S, D) with its mask (B, S), or None; angles: of the positions."""
+    def __call__(self, x, c, context=None, mask=None, turns=None):
+        """x: (B, L, D); c: (B, D); context: (B, S, D) with its mask (B, S), or None; turns: of `rotary_turns`."""
         D = x.shape[-1]
         parts = nn.Dense(6 * D, kernel_init=zeros, dtype=self.dtype, name="modulation")(nn.silu(c))
         shift_0, scale_0, gate_0, shift_1, scale_1, gate_1 = jnp.split(parts[:, None], 6, -1)
-        attention = Attention(self.heads, self.qk_norm, dtype=self.dtype, name="attention")
-        x = x + gate_0 * attention(modulate(x, shift_0, scale_0), angles=angles)
+        attention = Attention(self.heads, self.qk_norm, dtype=self.dtype, fused=self.fused, name="attention")
+        x = x + gate_0 * attention(modulate(x, shift_0, scale_0), turns=turns)
         if context is not None:
             cross = Attention(self.heads, self.qk_norm, out_init=zeros, dtype=self.dtype, name="cross")
             x = x + cross(standardize(x, (-1,), 1e-6), context, mask)
@@ -80,7 +81,8 @@ class DiT(nn.Module):
 
     `label_scale` brings noise labels to the published range, 0 to 999; `channels` is checked if given;
     `out_multiplier` 2 gives channels [prediction, variance]. `sincos`: fixed positions are added; `rope`: queries and
-    keys are turned by theirs; `qk_norm`: see `Attention`; `remat` recomputes each block in the backward pass.
+    keys are turned by theirs; `qk_norm` and `fused`: see `Attention`; `remat` recomputes each block in the backward
+    pass.
     Parameters, norms and output are float32, dense layers and attention in `dtype`.
     """
 
@@ -99,24 +101,26 @@ class DiT(nn.Module):
     qk_norm: bool = False
     remat: bool = False
     dtype: Any = None
+    fused: bool = True
 
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False):
         """x: (B, H, W, C); label: (B,); cond: see above; returns F, (B, H, W, C out_multiplier)."""
         del train  # no dropout
         check_patches(x, self.patch, self.channels, "DiT")
+        check_label(label, len(x))
         _, H, W, C = x.shape
         p = self.patch
         grid = H // p, W // p
         h = Patches(self.width, p, self.dtype, name="patches")(x)
         if self.sincos:
             h = h + jnp.asarray(sincos_positions(*grid, self.width), h.dtype)[None]
-        angles = rotary_angles(grid_positions(*grid), self.width // self.heads) if self.rope else None
+        turns = rotary_turns(grid_positions(*grid), self.width // self.heads) if self.rope else None
         c, context, mask = self._conditions(label, cond)
         make = nn.remat(DiTBlock) if self.remat else DiTBlock
         for i in range(self.depth):
-            block = make(self.heads, self.ratio, self.qk_norm, self.dtype, name=f"block_{i}")
-            h = block(h, c, context, mask, angles)
+            block = make(self.heads, self.ratio, self.qk_norm, self.dtype, self.fused, name=f"block_{i}")
+            h = block(h, c, context, mask, turns)
         parts = nn.Dense(2 * self.width, kernel_init=zeros, name="modulation")(nn.silu(c))
         h = modulate(h, *jnp.split(parts[:, None], 2, -1))
         h = dense(int(p * p * C * self.out_multiplier), zeros, None, "out")(h)
@@ -154,7 +158,7 @@ SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152
 
 @register_model
 def dit_small(**overrides):
-    """A DiT for 32x32 pixels: 6 layers of 256 on 64 patches, 7.5M parameters."""
+    """A DiT for 32x32 pixels: 6 layers of 256 on 64 patches, 7.4M parameters."""
     return DiT(**dict(width=256, depth=6, heads=8, patch=4) | overrides)
 
 
@@ -172,3 +176,11 @@ def _register(size: str, patch: int) -> None:
 for _size in SIZES:
     for _patch in (2, 4, 8):
         _register(_size, _patch)
+
+for _size in (256, 512):
+    register_tag(
+        "dit_xl_2", f"imagenet{_size}", dict(num_classes=1000, out_multiplier=2, label_scale=1.0, channels=4),
+        url=f"https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-{_size}x{_size}.pt", license="CC BY-NC 4.0",
+        parameters=674_834_720, shape=(_size // 8, _size // 8, 4), architecture="dit", target="Eps",
+        conditioning="Index(1000)", learned_variance=True,
+    )  # fmt: skip

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jdiff.models.attention import check_levels
 from jdiff.models.conv import conv
-from jdiff.models.embed import check_unconditional
+from jdiff.models.embed import as_float, check_label, check_unconditional
 from jdiff.models.registry import register_model, register_tag
 from jdiff.models.resample import downsample, upsample
 from jdiff.models.transformer import attend
@@ -32,7 +33,8 @@ class EDM2UNet(nn.Module):
     lists the levels with self-attention, in heads of `head_channels`. `num_classes` of 0 is unconditional; else `cond`
     holds labels in 0..num_classes, num_classes (or None) being "no class". The balances are t of the sums and
     concatenations, the weight of their second part; `logvar_channels`, where not 0, of the uncertainty head.
-    `in_channels`: C, or None for any; `resolution` names tensors in published files, and binds nothing.
+    `in_channels`: C, or None for any; `resolution` names tensors in published files, and binds nothing; `fused`: see
+    `transformer.attend`.
     """
 
     channels: int = 192
@@ -53,6 +55,7 @@ class EDM2UNet(nn.Module):
     resolution: int = 64
     remat: bool = False
     dtype: Any = None
+    fused: bool = True
 
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False, return_logvar: bool = False):
@@ -61,7 +64,7 @@ class EDM2UNet(nn.Module):
         With `return_logvar` also u (B,), the log-variance of the error at this noise level (eq. 21). Raises ValueError
         for sizes that do not divide and for labels that do not fit the classes.
         """
-        self._check(x, cond)
+        self._check(x, label, cond)
         widths = [self.channels * m for m in self.multipliers]
         embedding = self._embed(label, cond, widths)
         make = nn.remat(EDM2Block, static_argnums=(3,)) if self.remat else EDM2Block
@@ -69,7 +72,7 @@ class EDM2UNet(nn.Module):
 
         def block(h, width, name, encodes, attends=False, resample=None):
             heads = width // self.head_channels if attends else 0
-            layer = make(width, encodes, heads, resample, self.dropout, balances, self.dtype, name=name)
+            layer = make(width, encodes, heads, resample, self.dropout, balances, self.dtype, self.fused, name=name)
             return layer(h, embedding, train)
 
         dtype, last = jnp.promote_types(x.dtype, jnp.float32), len(widths) - 1
@@ -117,7 +120,7 @@ class EDM2UNet(nn.Module):
             embedding = mp_sum(embedding, classes, self.label_balance)
         return mp_silu(embedding)
 
-    def _check(self, x, cond) -> None:
+    def _check(self, x, label, cond) -> None:
         unit = 2 ** (len(self.multipliers) - 1)
         if x.ndim not in (3, 4, 5) or any(size % unit for size in x.shape[1:-1]):
             raise ValueError(
@@ -126,10 +129,12 @@ class EDM2UNet(nn.Module):
             )
         if self.in_channels not in (None, x.shape[-1]):
             raise ValueError(f"this network takes {self.in_channels} channels, got {x.shape}")
+        check_label(label, len(x))
         if not self.num_classes:
             check_unconditional(cond)
         elif cond is not None and (cond.shape != x.shape[:1] or not jnp.issubdtype(cond.dtype, jnp.integer)):
             raise ValueError(f"class labels are {cond.dtype}{cond.shape}; expected integers ({len(x)},)")
+        check_levels(self.attention, len(self.multipliers))
         for level in {*self.attention, len(self.multipliers) - 1}:
             width = self.channels * self.multipliers[level]
             if width % self.head_channels:
@@ -150,6 +155,7 @@ class EDM2Block(nn.Module):
     dropout: float = 0.0
     balances: tuple[float, float] = (0.3, 0.3)
     dtype: Any = None
+    fused: bool = True
 
     @nn.compact
     def __call__(self, x, embedding, train: bool):
@@ -169,7 +175,7 @@ class EDM2Block(nn.Module):
         if self.heads:
             shape = (len(x), -1, 3, self.heads, self.features // self.heads)
             qkv = normalize(layer(1, "qkv", 3 * self.features)(x).reshape(shape), (-1,))
-            y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+            y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], fused=self.fused)
             x = mp_sum(x, layer(1, "attend")(y.reshape(x.shape)), self.balances[1])
         return jnp.clip(x, -CLIP, CLIP)
 
@@ -202,7 +208,7 @@ class MPFourier(nn.Module):
 
     @nn.compact
     def __call__(self, label):
-        label = label.astype(jnp.promote_types(label.dtype, jnp.float32))
+        label = as_float(label)
         # parameters that no gradient reaches: checkpoints, averages and shardings need no case for them
         w = self.param("frequencies", nn.initializers.normal(2 * math.pi), (self.features,), jnp.float32)
         phase = self.param("phases", nn.initializers.uniform(2 * math.pi), (self.features,), jnp.float32)

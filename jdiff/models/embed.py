@@ -8,6 +8,12 @@ import numpy as np
 from jdiff.models.inits import scaled_init
 
 
+def as_float(label) -> jax.Array:
+    """The label as an array of float32, or of float64 if it is one."""
+    label = jnp.asarray(label)
+    return label.astype(jnp.promote_types(label.dtype, jnp.float32))
+
+
 def sinusoidal(label: jax.Array, features: int, max_period: float = 10_000.0, endpoint: bool = False) -> jax.Array:
     """[cos(label w_j), sin(label w_j)], w_j from 1 down to 1/max_period geometrically; (B,) -> (B, features).
 
@@ -17,7 +23,7 @@ def sinusoidal(label: jax.Array, features: int, max_period: float = 10_000.0, en
     half = features // 2
     if features % 2 or half <= endpoint:
         raise ValueError(f"sinusoidal: features must be even{' and at least 4' * endpoint}, got {features}")
-    label = label.astype(jnp.promote_types(label.dtype, jnp.float32))
+    label = as_float(label)
     # in double precision on the host: an error of 1e-7 in w is one of 1e-4 in the angle of label 999
     w = jnp.asarray(np.exp(-np.log(max_period) * np.arange(half) / (half - endpoint)), label.dtype)
     angles = label[:, None] * w[None]
@@ -35,7 +41,7 @@ class FourierFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, label):
-        label = label.astype(jnp.promote_types(label.dtype, jnp.float32))
+        label = as_float(label)
         # a parameter that no gradient reaches: checkpoints, averages and shardings need no case for it
         w = self.param("frequencies", nn.initializers.normal(self.scale), (self.features // 2,), jnp.float32)
         angles = 2 * jnp.pi * label[:, None] * jax.lax.stop_gradient(w).astype(label.dtype)[None]
@@ -89,10 +95,18 @@ class ClassEmbedding(nn.Module):
             raise ValueError(f"this model has {self.num_classes} classes and none for no class; pass labels (B,)")
         if cond is None:
             cond = jnp.full((batch,), self.num_classes)
+        cond = jnp.asarray(cond)
         if cond.shape != (batch,) or not jnp.issubdtype(cond.dtype, jnp.integer):
             raise ValueError(f"class labels are {cond.dtype}{cond.shape}; expected integers ({batch},)")
         init = nn.initializers.normal(self.std)
         return nn.Embed(self.num_classes + self.null, self.features, embedding_init=init, name="table")(cond)
+
+
+def check_label(label, batch: int) -> None:
+    """Raise ValueError unless there is one noise label for each sample."""
+    if label is None or jnp.shape(label) != (batch,):
+        found = "None" if label is None else jnp.shape(label)
+        raise ValueError(f"a noise label is one number for each sample, ({batch},); got {found}")
 
 
 def check_unconditional(cond) -> None:

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jdiff.models.embed import ClassEmbedding, NoiseEmbedding, check_unconditional
+from jdiff.models.embed import ClassEmbedding, NoiseEmbedding, check_label, check_unconditional
 from jdiff.models.registry import register_model
 
 
@@ -22,7 +22,7 @@ class StepMLP(nn.Module):
     def __call__(self, x, label, cond=None, train: bool = False):
         """x: (B, D); label: (B,), whole numbers in 0..steps-1; returns (B, D)."""
         del train  # no dropout
-        _check_points(x)
+        _check_points(x, label)
         k = jnp.round(label).astype(jnp.int32)
         h = x
         for i in range(self.layers):
@@ -47,7 +47,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False):
         """x: (B, D); label: (B,); cond: class labels (B,) or None; returns (B, D)."""
-        _check_points(x)
+        _check_points(x, label)
         embedding = NoiseEmbedding(self.features, self.label_scale, name="noise")(label)
         if self.num_classes:
             embedding = embedding + ClassEmbedding(self.num_classes, self.features, name="class")(cond, len(x))
@@ -63,9 +63,10 @@ class MLP(nn.Module):
         return nn.Dense(x.shape[-1], kernel_init=nn.initializers.zeros_init(), name="out")(nn.silu(h))
 
 
-def _check_points(x) -> None:
+def _check_points(x, label) -> None:
     if x.ndim != 2:
         raise ValueError(f"an MLP takes points (B, D), got {x.shape}; for images use a unet")
+    check_label(label, len(x))
 
 
 @register_model

@@ -36,7 +36,10 @@ def receptive_field(
     The gradient of a random combination of the centre's channels, its absolute value summed over channels and inputs.
     variables: of a trained network; if not given the initial ones, with noise so that layers which start at
     zero, and with them the whole output, do not hide what they will see. A norm over positions or attention sees all.
+    Raises ValueError for a shape without positions, and where the gradients are not finite.
     """
+    if len(shape) < 3:
+        raise ValueError(f"receptive_field: a shape is (B, *sizes, C), got {shape}; it has no positions")
     keys = jax.random.split(jax.random.key(0) if key is None else key, 4)
     label = jnp.zeros(shape[0]) if label is None else label
     # several inputs: a ReLU may be off at one
@@ -59,6 +62,8 @@ def receptive_field(
         return jnp.abs(jax.grad(centre)(x)).sum((0, -1))
 
     field = np.asarray(influence(variables, x, label, cond), np.float64)
+    if not np.isfinite(field).all():
+        raise ValueError("receptive_field: the gradients are not finite; give noise labels that the network accepts")
     field = field / max(field.max(), np.finfo(np.float64).tiny)
     seen = np.nonzero(field > tolerance)
     return ReceptiveField(field, tuple(int(i.max() - i.min() + 1) if i.size else 0 for i in seen))

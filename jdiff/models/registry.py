@@ -7,6 +7,8 @@ can register models and tags of its own.
 
 import dataclasses
 import fnmatch
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -80,13 +82,24 @@ def create_model(name: str, **overrides) -> nn.Module:
         tag = tag_of(name)
         name, overrides = tag.model, dict(tag.overrides) | overrides
     _check_known(name, _MODELS, "model")
-    fields = [f for f in type(_MODELS[name]()).__dataclass_fields__ if f not in ("parent", "name")]
-    for field in overrides:
-        if field not in fields:
-            raise ValueError(
-                f"model {name!r} has no field {field!r}{did_you_mean(field, fields)}; one of {', '.join(fields)}"
-            )
-    return _MODELS[name](**overrides)
+    make = _MODELS[name]
+    try:
+        return make(**overrides)
+    except TypeError as error:
+        wrong = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if wrong is None or wrong[1] not in overrides:
+            raise
+    field = wrong[1]
+    fields = _fields(make, create_model(name, **{f: value for f, value in overrides.items() if f != field}))
+    raise ValueError(f"model {name!r} has no field {field!r}{did_you_mean(field, fields)}; one of {', '.join(fields)}")
+
+
+def _fields(make: Callable[..., nn.Module], module: nn.Module) -> list[str]:
+    """What may be overridden: the arguments of `make`, and where it takes any, `**overrides`, the module's fields."""
+    arguments = inspect.signature(make).parameters.values()
+    named = [a.name for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)]
+    passed = type(module).__dataclass_fields__ if any(a.kind == a.VAR_KEYWORD for a in arguments) else ()
+    return [f for f in dict.fromkeys([*named, *passed]) if f not in ("parent", "name")]
 
 
 def list_models(pattern: str | None = None, tags: bool = False) -> list[str]:

@@ -20,6 +20,8 @@ def downsample(x: jax.Array, filter: Filter = (1, 1), pad: int | None = None) ->
     (1, 1) the mean of each pair.  Zhang 2019, arXiv:1904.11486; (1, 3, 3, 1) in NCSN++, arXiv:2011.13456, appendix H.
     """
     f, pad = _filter(filter, pad)
+    if any(size % 2 for size in x.shape[1:-1]) and pad == (len(f) - 1) // 2:
+        raise ValueError(f"downsample: halves even sizes, got {'x'.join(map(str, x.shape[1:-1]))}; pad the signal")
     if f == [0.5, 0.5] and pad == 0:
         split = [x.shape[0]] + [n for size in x.shape[1:-1] for n in (size // 2, 2)] + [x.shape[-1]]
         return x.reshape(split).mean(axis=tuple(range(2, 2 * (x.ndim - 2) + 1, 2)))
@@ -57,7 +59,7 @@ def resize(x: jax.Array, sizes: Sequence[int], method: str = "bilinear") -> jax.
 
 def pixel_shuffle(x: jax.Array, factor: int = 2) -> jax.Array:
     """Channels into space: (B, H, W, C r^2) -> (B, r H, r W, C).  Shi et al. 2016, arXiv:1609.05158, eq. 4."""
-    B, H, W, C = x.shape
+    B, H, W, C = _image(x, "pixel_shuffle")
     if C % factor**2:
         raise ValueError(f"pixel_shuffle: {C} channels are not a multiple of {factor}^2")
     x = x.reshape(B, H, W, C // factor**2, factor, factor)
@@ -66,11 +68,17 @@ def pixel_shuffle(x: jax.Array, factor: int = 2) -> jax.Array:
 
 def pixel_unshuffle(x: jax.Array, factor: int = 2) -> jax.Array:
     """Space into channels: (B, r H, r W, C) -> (B, H, W, C r^2), the inverse of `pixel_shuffle`."""
-    B, H, W, C = x.shape
+    B, H, W, C = _image(x, "pixel_unshuffle")
     if H % factor or W % factor:
         raise ValueError(f"pixel_unshuffle: {H}x{W} are not multiples of {factor}")
     x = x.reshape(B, H // factor, factor, W // factor, factor, C)
     return x.transpose(0, 1, 3, 5, 2, 4).reshape(B, H // factor, W // factor, C * factor**2)
+
+
+def _image(x, name: str) -> tuple[int, ...]:
+    if x.ndim != 4:
+        raise ValueError(f"{name}: x is an image (B, H, W, C), got {x.shape}")
+    return x.shape
 
 
 class ConvTranspose(nn.Module):

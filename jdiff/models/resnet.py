@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jdiff.models.conv import conv
-from jdiff.models.embed import NoiseEmbedding
+from jdiff.models.embed import NoiseEmbedding, check_label
 from jdiff.models.norms import BatchNorm
 from jdiff.models.registry import register_model, register_tag
 
@@ -24,7 +24,7 @@ class ResNet(nn.Module):
     `bottleneck`: blocks of 1x1, 3x3 and 1x1 convolutions with four times the channels out. `stem`: "imagenet", 7x7 at
     stride 2 and a 3x3 maximum at stride 2, or "small", 3x3, for images of about 32x32. `in_channels`: C, or None for
     any. `noise`: the label is embedded and added in each block. `axis_name`: devices whose batch statistics are joined
-    in training.
+    in training. `remat` recomputes each block in the backward pass.
     """
 
     depths: tuple[int, ...] = (2, 2, 2, 2)
@@ -36,6 +36,7 @@ class ResNet(nn.Module):
     noise: bool = False
     label_scale: float = 200.0
     axis_name: str | None = None
+    remat: bool = False
     dtype: Any = None
 
     @nn.compact
@@ -57,17 +58,11 @@ class ResNet(nn.Module):
         x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="norm_in")(x, train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         for stage, depth in enumerate(self.depths):
             for i in range(depth):
-                stride = 2 if stage and not i else 1
-                block = Block(
-                    self.width * 2**stage,
-                    stride,
-                    self.bottleneck,
-                    self.axis_name,
-                    self.dtype,
-                    name=f"stage_{stage}_{i}",
-                )
+                settings = (2 if stage and not i else 1, self.bottleneck, self.axis_name, self.dtype)
+                block = make(self.width * 2**stage, *settings, name=f"stage_{stage}_{i}")
                 x = block(x, embedding, train)
         features = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         return features if return_features else nn.Dense(self.num_classes, name="out")(features)
@@ -83,8 +78,8 @@ class ResNet(nn.Module):
             raise ValueError(f"this ResNet takes images of {self.in_channels} channels, got {x.shape}")
         if self.stem not in ("imagenet", "small"):
             raise ValueError(f"unknown stem {self.stem!r}; one of imagenet, small")
-        if self.noise and label is None:
-            raise ValueError("this ResNet is told the noise level (noise=True), but label is None")
+        if self.noise:
+            check_label(label, len(x))
         if cond is not None:
             raise ValueError("a ResNet predicts classes and takes none; pass cond=None")
 

@@ -58,7 +58,7 @@ def summary(
     """The `Summary` of a network for x of this shape, (B, ..., C): nothing is run and no parameter is made.
 
     label, cond: arrays or shapes of such, (B,) float32 and none if not given; depth: of the layers shown; options: go
-    to the network, such as train=True.
+    to the network, such as train=True. The network is called as (x, label, cond): not a text encoder.
 
     >>> import jdiff
     >>> print(jdiff.models.summary(jdiff.create_model("mlp_step", layers=1, features=8), (4, 2)))
@@ -123,6 +123,9 @@ def _costs(jaxpr, layer: str, times: int = 1) -> Iterator[tuple[str, int]]:
             groups = eqn.params["batch_group_count"]
             size = kept.get(id(eqn.outvars[0]), eqn.outvars[0].aval.size)
             yield here, times * 2 * size * inputs // (spread * groups)
+        elif kind.startswith("dot_product_attention_fwd"):  # cuDNN's: q (B, T, N, D), k (B, S, N, D)
+            q, k = (a.aval.shape for a in eqn.invars[:2])
+            yield here, times * 4 * math.prod(q) * k[1]
         elif kind == "cond":
             branches = [list(_costs(branch.jaxpr, here, times)) for branch in eqn.params["branches"]]
             yield from max(branches, key=lambda costs: sum(cost for _, cost in costs))

@@ -38,7 +38,8 @@ def tokenize(prompts: str | Sequence[str], length: int) -> tuple[np.ndarray, np.
 class TextEncoder(nn.Module):
     """Token and position embeddings, a norm, then post-norm self-attention blocks; padding is never seen.
 
-    Devlin et al. 2018, arXiv:1810.04805. `length` is the longest text.
+    Devlin et al. 2018, arXiv:1810.04805. `length` is the longest text; `remat` recomputes each block in the backward
+    pass. It takes (tokens, mask), not (x, label, cond), and makes the `cond` of other networks: see `embed`.
     """
 
     width: int = 256
@@ -48,13 +49,14 @@ class TextEncoder(nn.Module):
     length: int = 128
     vocabulary: int = VOCABULARY
     epsilon: float = 1e-12
+    remat: bool = False
     dtype: Any = None
 
     @nn.compact
     def __call__(self, tokens, mask=None):
-        """tokens: (B, L) integers; mask: (B, L), True for text, or None; ((B, L, width), pooled (B, width)).
+        """tokens: (B, L) integers; mask: (B, L), True for text, once a row at least, or None.
 
-        The pooled vector is tanh(W h), h the first token's, which `tokenize` makes the beginning.
+        Returns ((B, L, width), pooled (B, width)), pooled tanh(W h) of the first token, `tokenize`'s beginning.
         """
         if tokens.ndim != 2 or tokens.shape[1] > self.length or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(
@@ -66,8 +68,9 @@ class TextEncoder(nn.Module):
         h = h + positions(jnp.arange(tokens.shape[1]))[None]
         h = nn.LayerNorm(self.epsilon, use_fast_variance=False, name="norm")(h)
         h = h if self.dtype is None else h.astype(self.dtype)
+        make = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
-            block = Block(
+            block = make(
                 self.heads, self.ratio, post=True, epsilon=self.epsilon, kernel_init=init, dtype=self.dtype,
                 name=f"block_{i}",
             )  # fmt: skip

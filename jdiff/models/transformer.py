@@ -19,15 +19,17 @@ xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros_init()
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, fused: bool = True) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v over all keys, head by head.  Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
 
     q: (B, T, N, D); k, v: (B, S, N, D); mask: (B, S), True where a key may be seen, at least one in each row.
-    Returns (B, T, N, D). Half precision runs in cuDNN's fused kernel on GPUs, for D up to 128 in multiples of 8.
+    Returns (B, T, N, D). Half precision without a mask runs in cuDNN's fused kernel on NVIDIA GPUs from Ampere on, for
+    D up to 128 in multiples of 8. That kernel has first derivatives in reverse mode and no others: `fused` False for
+    `jax.jvp` and second derivatives.
     """
     if jax.default_backend() != "cpu" and q.dtype != jnp.float64:  # jax.nn's softmax is a float32 one
         half = q.dtype in (jnp.bfloat16, jnp.float16)
-        fused = half and jax.default_backend() == "gpu" and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+        fused = fused and half and mask is None and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and _has_kernel()
         mask = None if mask is None else mask[:, None, None]
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn" if fused else None)
     (B, T, N, _), S = q.shape, k.shape[1]
@@ -36,6 +38,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
         return _attend(q, k, v, mask)
     # as many samples at a time as the cache holds the logits of, computed again in the backward pass
     return map_parts(recomputed(_attend), size, q, k, v, mask)
+
+
+def _has_kernel() -> bool:
+    """Whether cuDNN's fused attention runs here: on NVIDIA GPUs of compute capability 8.0 or above."""
+    major = str(getattr(jax.local_devices()[0], "compute_capability", "")).partition(".")[0]
+    return jax.default_backend() == "gpu" and major.isdigit() and int(major) >= 8  # AMD's are called gfx...
 
 
 def _attend(q, k, v, mask):
@@ -70,7 +78,7 @@ class Attention(nn.Module):
     """W_out attend(W_q x, W_k context, W_v context), multi-head; self-attention without a context.
 
     `qk_norm`: queries and keys divided by their root mean square, each head for itself, times a learned scale: logits
-    cannot grow with the weights (Dehghani et al. 2023, arXiv:2302.05442).
+    cannot grow with the weights (Dehghani et al. 2023, arXiv:2302.05442). `fused`: see `attend`.
     """
 
     heads: int = 8
@@ -79,10 +87,11 @@ class Attention(nn.Module):
     kernel_init: Any = xavier
     out_init: Any = None
     dtype: Any = None
+    fused: bool = True
 
     @nn.compact
-    def __call__(self, x, context=None, mask=None, angles=None):
-        """x: (B, T, D); context: (B, S, E); mask: (B, S), True for keys to see; angles: of `rotate`; (B, T, D)."""
+    def __call__(self, x, context=None, mask=None, turns=None):
+        """x: (B, T, D); context: (B, S, E); mask: (B, S), True for keys to see; turns: of `rotate`; (B, T, D)."""
         B, T, D = x.shape
         if D % self.heads:
             raise ValueError(f"Attention: a width of {D} does not divide into {self.heads} heads")
@@ -97,9 +106,9 @@ class Attention(nn.Module):
             (q,), (k, v) = project(x, 1, "q"), project(context, 2, "kv")
         if self.qk_norm:
             q, k = nn.RMSNorm(name="q_norm")(q), nn.RMSNorm(name="k_norm")(k)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        y = attend(q.astype(v.dtype), k.astype(v.dtype), v, mask)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
+        y = attend(q.astype(v.dtype), k.astype(v.dtype), v, mask, self.fused)
         init = self.out_init or self.kernel_init
         return dense(D, init, self.dtype, "out")(y.reshape(B, T, D))
 
@@ -135,14 +144,15 @@ class Block(nn.Module):
     epsilon: float = 1e-5
     kernel_init: Any = xavier
     dtype: Any = None
+    fused: bool = True
 
     @nn.compact
-    def __call__(self, x, mask=None, angles=None):
+    def __call__(self, x, mask=None):
         """(B, L, D) -> (B, L, D); mask: (B, L), True for tokens to see."""
         shared = dict(kernel_init=self.kernel_init, dtype=self.dtype)
-        attention = Attention(self.heads, self.qk_norm, self.bias, **shared, name="attention")
+        attention = Attention(self.heads, self.qk_norm, self.bias, **shared, fused=self.fused, name="attention")
         feed = FeedForward(self.ratio, exact=True, **shared, name="feed")
-        for f, name in ((lambda y: attention(y, mask=mask, angles=angles), "norm_0"), (feed, "norm_1")):
+        for f, name in ((lambda y: attention(y, mask=mask), "norm_0"), (feed, "norm_1")):
             norm = nn.LayerNorm(self.epsilon, use_fast_variance=False, name=name)
             x = (norm(x + f(x)) if self.post else x + f(norm(x))).astype(x.dtype)
         return x
@@ -212,24 +222,28 @@ def sincos_positions(height: int, width: int, features: int) -> np.ndarray:
     return np.stack([np.sin(angles), np.cos(angles)], 2).reshape(height * width, features)
 
 
-def rotary_angles(positions: np.ndarray, features: int, base: float = 10_000.0) -> np.ndarray:
-    """Angles of rotary position embedding, (L, features/2), for positions (L,), or (L, A) with A axes.
+def rotary_turns(positions: np.ndarray, features: int, base: float = 10_000.0) -> np.ndarray:
+    """cos and sin of the angles of rotary position embedding, (2, L, features/2), for positions (L,), or (L, A).
 
-    Each axis turns its share of the pairs, at rates from 1 down to 1/base geometrically. Su et al. 2021,
+    Each of the A axes turns its share of the pairs, at rates from 1 down to 1/base geometrically. Su et al. 2021,
     arXiv:2104.09864, eq. 15; axial in two dimensions. `features`, of one head, must be a multiple of 2 A.
     """
     positions = np.asarray(positions, np.float64).reshape(len(positions), -1)
     axes = positions.shape[1]
     if features % (2 * axes):
-        raise ValueError(f"rotary_angles: {axes} axes need a head width that {2 * axes} divides, got {features}")
+        raise ValueError(f"rotary_turns: {axes} axes need a head width that {2 * axes} divides, got {features}")
     pairs = features // 2 // axes
     w = base ** (-np.arange(pairs) / pairs)
-    return (positions[:, :, None] * w).reshape(len(positions), -1)
+    angles = (positions[:, :, None] * w).reshape(len(positions), -1)
+    return np.stack([np.cos(angles), np.sin(angles)])
 
 
-def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
-    """Turn the pairs (x_i, x_{i+D/2}) of token l by angles[l, i], in float32 at least; x: (B, L, N, D)."""
+def rotate(x: jax.Array, turns: np.ndarray) -> jax.Array:
+    """Turn the pairs (x_i, x_{i+D/2}) of token l by the angle of turns[:, l, i], in float32 at least; x: (B, L, N, D).
+
+    turns: (2, L, D/2), of `rotary_turns`.
+    """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    cos, sin = (jnp.asarray(f(angles), dtype)[None, :, None] for f in (np.cos, np.sin))
+    cos, sin = jnp.asarray(turns, dtype)[:, None, :, None]
     a, b = jnp.split(x.astype(dtype), 2, -1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)

@@ -5,14 +5,16 @@ ADM: Dhariwal & Nichol 2021, arXiv:2105.05233, section 3. A network is a list of
 `middle` and `decoder` write down from its settings; `__call__` runs them, and conversions of weights read them.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from jdiff.models.attention import SelfAttention
+from jdiff.models.attention import SelfAttention, check_levels
 from jdiff.models.conv import Conv
-from jdiff.models.embed import ClassEmbedding, NoiseEmbedding, check_unconditional
+from jdiff.models.embed import ClassEmbedding, NoiseEmbedding, check_label, check_unconditional
 from jdiff.models.inits import scaled_init
 from jdiff.models.norms import AdaptiveGroupNorm, GroupNorm
 from jdiff.models.registry import register_model, register_tag
@@ -90,7 +92,7 @@ class UNet(nn.Module):
     the last convolutions starting at `out_scale` of its variance and queries, keys and values at `qkv_scale`.
     `out_multiplier` 2 gives a network with learned variance, 1/2 one that sees an earlier estimate beside x.
     Parameters, norms and output are float32, convolutions in `dtype`; `remat` computes each block again in the backward
-    pass instead of keeping its inside.
+    pass instead of keeping its inside; `fused`: see `transformer.attend`.
     """
 
     channels: int = 64
@@ -128,6 +130,7 @@ class UNet(nn.Module):
     qkv_scale: float = 1.0
     remat: bool = False
     first_channels: int = 0
+    fused: bool = True
 
     @property
     def depth(self) -> int:
@@ -164,7 +167,7 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False, augment=None):
         """x: (B, *sizes, C); label: (B,); cond: (B,) or None; returns F, (B, *sizes, C out_multiplier)."""
-        self._check(x)
+        self._check(x, label, augment)
         out_channels = int(x.shape[-1] * self.out_multiplier)
         embedding = self._embedding(len(x), label, cond, augment)
         h = self._conv("in", self.first_channels or self.channels)(x)
@@ -191,7 +194,9 @@ class UNet(nn.Module):
         beside, after = None, 0.0
         if self.num_classes:
             size = waves if self.class_at == "waves" else width
-            classes = ClassEmbedding(self.num_classes, size, null=self.null_class, name="class")(cond, batch)
+            # beside the waves: xavier's layer of one-hot labels times sqrt(num_classes), as EDM has it
+            std = math.sqrt(2 * self.num_classes / (self.num_classes + waves)) if self.class_at == "waves" else 1.0
+            classes = ClassEmbedding(self.num_classes, size, std, self.null_class, name="class")(cond, batch)
             beside, after = (classes, 0.0) if self.class_at == "waves" else (None, classes)
         else:
             check_unconditional(cond)
@@ -220,8 +225,11 @@ class UNet(nn.Module):
         kind = dict(adaptive=self.adaptive, dropout=self.dropout)
         h = block(part.features, name=part.name, **kind, **resampling, **shared)(h, embedding, train)
         if part.attention:
+            if self.head_channels and part.features % self.head_channels:
+                raise ValueError(f"UNet: {part.features} channels do not divide into heads of {self.head_channels}")
             heads = part.features // self.head_channels if self.head_channels else self.heads
-            h = attend(heads, qkv_scale=self.qkv_scale, name=f"{part.name}_attention", **shared)(h)
+            attention = dict(qkv_scale=self.qkv_scale, fused=self.fused, name=f"{part.name}_attention")
+            h = attend(heads, **attention, **shared)(h)
         return h
 
     def _join(self, part: Part, h, image):
@@ -248,7 +256,7 @@ class UNet(nn.Module):
     def _conv(self, name: str, features: int, **settings):
         return Conv(features, name=name, **dict(dtype=self.dtype, kernel_init=self.kernel_init) | settings)
 
-    def _check(self, x) -> None:
+    def _check(self, x, label, augment) -> None:
         choices = {
             "resample": ("mean", "conv", "block"), "decoder_attention": ("each", "last"),
             "pyramid_in": ("", "skip", "residual"), "pyramid_out": ("", "skip"), "class_at": ("embedding", "waves"),
@@ -258,6 +266,13 @@ class UNet(nn.Module):
                 raise ValueError(f"UNet: {field} is one of {', '.join(map(repr, valid))}, got {getattr(self, field)!r}")
         if not 3 <= x.ndim <= 5:
             raise ValueError(f"a UNet takes signals (B, *sizes, C) of 1, 2 or 3 dimensions, got {x.shape}")
+        check_levels(self.attention, self.depth)
+        check_label(label, len(x))
+        if augment is not None and jnp.shape(augment) != (len(x), self.augment_dim):
+            raise ValueError(
+                f"augmentation labels are ({len(x)}, augment_dim={self.augment_dim}), got {jnp.shape(augment)}; "
+                "a network trained with augmentation needs the augment_dim of its labels"
+            )
         unit = 2 ** (self.depth - 1)
         if any(size % unit for size in x.shape[1:-1]):
             raise ValueError(
@@ -269,17 +284,24 @@ class UNet(nn.Module):
 class InSigma(nn.Module):
     """A network whose noise label is sigma and whose output is in units of 1/sigma: net(x, log sigma) / sigma.
 
+    With `levels` the label is an index into a table of so many sigmas: net(x, k) / sigmas[k], sigmas[0] the largest.
     With `centered` False the network sees 2x - 1, for data in [0, 1]. The NCSN++ of arXiv:2011.13456, appendix H:
     the output is the score of the variance-exploding process.
     """
 
     net: nn.Module
     centered: bool = True
+    levels: int = 0
 
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False, augment=None):
-        y = self.net(x if self.centered else 2 * x - 1, jnp.log(label), cond, train, augment)
-        return y / label.reshape(-1, *(1,) * (x.ndim - 1)).astype(y.dtype)
+        sigma, shown = label, x if self.centered else 2 * x - 1
+        if self.levels:
+            # a parameter that no gradient reaches, as in FourierFeatures; it starts as CIFAR-10's
+            sigmas = self.param("sigmas", lambda key: jnp.geomspace(50, 0.01, self.levels, dtype=jnp.float32))
+            sigma = jax.lax.stop_gradient(sigmas)[label.astype(int)]
+        y = self.net(shown, label if self.levels else jnp.log(sigma), cond, train, augment)
+        return y / sigma.reshape(-1, *(1,) * (x.ndim - 1)).astype(y.dtype)
 
 
 @register_model
@@ -329,9 +351,31 @@ def adm_imagenet64(**overrides):
     return UNet(**ADM | dict(dropout=0.1) | defaults | overrides)
 
 
+@register_model
+def adm_imagenet128(**overrides):
+    """ADM for 128x128 images of 1,000 classes, 421.5M parameters: arXiv:2105.05233, table 4. It has four heads."""
+    defaults = dict(channels=256, multipliers=(1, 1, 2, 3, 4), blocks=2, attention=(2, 3, 4), num_classes=1000)
+    return UNet(**ADM | dict(head_channels=0, heads=4) | defaults | overrides)
+
+
+@register_model
+def adm_imagenet256(**overrides):
+    """ADM for 256x256 images of 1,000 classes, 553.8M parameters: arXiv:2105.05233, table 4."""
+    defaults = dict(channels=256, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention=(3, 4, 5), num_classes=1000)
+    return UNet(**ADM | defaults | overrides)
+
+
+@register_model
+def adm_imagenet512(**overrides):
+    """ADM for 512x512 images of 1,000 classes, 559.0M parameters: arXiv:2105.05233, table 4."""
+    levels = dict(multipliers=(0.5, 1, 1, 2, 2, 4, 4), attention=(4, 5, 6), first_channels=128)
+    return UNet(**ADM | levels | dict(channels=256, blocks=2, num_classes=1000) | overrides)
+
+
 DDPM = dict(
     adaptive=False, heads=1, resample="conv", conv_padding=(0, 1), middle_attention=True, min_group_width=1,
     epsilon=1e-6, label_scale=1.0, wave_multiplier=1, endpoint=True,
+    qkv_scale=2.0,  # queries, keys and values have a law each, of C to C channels: twice the variance of C to 3 C
 )  # fmt: skip
 SONG = dict(
     adaptive=False, heads=1, resample="block", project=True, middle_attention=True, decoder_attention="last",
@@ -351,6 +395,16 @@ def edm_cifar10(**overrides):
     return ddpmpp_cifar10(**dict(augment_dim=9) | overrides)
 
 
+@register_model
+def edm_64(**overrides):
+    """EDM's networks for 64x64 faces: DDPM++ with augmentation labels, 61.8M parameters; its tags are NVIDIA's weights.
+
+    Karras et al. 2022, arXiv:2206.00364, table 7.
+    """
+    defaults = dict(channels=128, multipliers=(1, 2, 2, 2), blocks=4, attention=(2,), dropout=0.05, augment_dim=9)
+    return UNet(**SONG | defaults | overrides)
+
+
 def _tags() -> None:
     """Published weights, as data: nothing here downloads."""
     edm = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-"
@@ -365,15 +419,41 @@ def _tags() -> None:
                 url=f"{edm}cifar10-32x32-{kind}-{process}.pkl", shape=(32, 32, 3),
                 parameters=parameters + 9 * waves + bool(classes) * (classes + 1) * waves, **trained,
             )  # fmt: skip
+    for data, dropout in (("ffhq", {}), ("afhqv2", dict(dropout=0.25))):
+        for process, (overrides, parameters) in {"vp": ({}, 61_805_571), "ve": (NCSNPP, 62_761_091)}.items():
+            register_tag(
+                "edm_64", f"{data}_{process}", overrides | dropout, url=f"{edm}{data}-64x64-uncond-{process}.pkl",
+                shape=(64, 64, 3), parameters=parameters, **trained,
+            )  # fmt: skip
     register_tag(
         "adm_imagenet64", "edm_cond", dict(min_group_width=4), url=f"{edm}imagenet-64x64-cond-adm.pkl",
         shape=(64, 64, 3), parameters=295_900_035, **trained,
     )  # fmt: skip
+    published = dict(out_multiplier=2, null_class=False)
+    for size, tag, overrides, parameters, settings in (
+        (64, "openai", {}, 295_904_454, dict(num_head_channels=64, use_new_attention_order=True)),
+        (128, "openai", {}, 421_529_606, dict(num_heads=4)),
+        (256, "openai", {}, 553_838_086, dict(num_head_channels=64)),
+        (256, "openai_uncond", dict(num_classes=0), 552_814_086, dict(num_head_channels=64)),
+        (512, "openai", {}, 558_997_638, dict(num_head_channels=64)),
+    ):
+        file = f"{size}x{size}_diffusion{tag.removeprefix('openai')}.pt"
+        register_tag(
+            f"adm_imagenet{size}", tag, published | overrides, shape=(size, size, 3), parameters=parameters,
+            url=f"https://openaipublic.blob.core.windows.net/diffusion/jul-2021/{file}", license="MIT",
+            architecture="adm", target="Eps", conditioning="Index(1000)", learned_variance=True,
+            settings=dict(use_new_attention_order=False) | settings,
+        )  # fmt: skip
+    # continuous ones, of the folders that score_sde_pytorch's README names
+    song = dict(license="Apache-2.0", architecture="score_sde", shape=(32, 32, 3))
+    larger = dict(multipliers=(1, 2, 2, 2), blocks=4, dropout=0.1)
     register_tag(
-        "adm_imagenet64", "openai", dict(null_class=False, out_multiplier=2),
-        url="https://openaipublic.blob.core.windows.net/diffusion/jul-2021/64x64_diffusion.pt", license="MIT",
-        shape=(64, 64, 3), parameters=295_904_454, architecture="adm", target="Eps", conditioning="Index(1000)",
-        learned_variance=True, settings=dict(use_new_attention_order=True),
+        "ddpmpp_cifar10", "score_sde_vp", larger, parameters=61_804_419, target="Eps", conditioning="Continuous(999)",
+        url="https://drive.google.com/drive/folders/1xYjVMx10N9ivQQBIsEoXEeu9nvSGTBrC", **song,
+    )  # fmt: skip
+    register_tag(
+        "ncsnpp_cifar10", "score_sde_ve", larger, parameters=62_758_787, target="Score", conditioning="Sigma",
+        url="https://drive.google.com/drive/folders/1b0gy_LLgO_DaQBgoWXwlVnL_rcAUgREh", within="InSigma", **song,
     )  # fmt: skip
     google = dict(license="Apache-2.0", architecture="diffusers", target="Eps", conditioning="Index(1000)")
     register_tag(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jdiff.models.conv import Conv
 from jdiff.models.dit import label_features
-from jdiff.models.embed import ClassEmbedding, check_unconditional
+from jdiff.models.embed import ClassEmbedding, check_label, check_unconditional
 from jdiff.models.registry import register_model
 from jdiff.models.transformer import Block, Patches, check_patches, dense, images, zeros
 
@@ -35,12 +35,14 @@ class ViT(nn.Module):
     qk_norm: bool = False
     remat: bool = False
     dtype: Any = None
+    fused: bool = True
 
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False):
         """x: (B, H, W, C); label: (B,); cond: (B,) or None; returns F, (B, H, W, C out_multiplier)."""
         del train  # no dropout
         check_patches(x, self.patch, self.channels, "ViT")
+        check_label(label, len(x))
         if self.skips and self.depth % 2 == 0:
             raise ValueError(f"a U-ViT has an odd depth, its middle block having no skip; got {self.depth}")
         init = nn.initializers.truncated_normal(0.02)
@@ -62,7 +64,7 @@ class ViT(nn.Module):
                 h = dense(self.width, init, self.dtype, f"skip_{i}")(h)
             block = make(
                 self.heads, self.ratio, qk_norm=self.qk_norm, bias=not self.skips, kernel_init=init, dtype=self.dtype,
-                name=f"block_{i}",
+                fused=self.fused, name=f"block_{i}",
             )  # fmt: skip
             h = block(h)
             if self.skips and i < self.depth // 2:
