@@ -83,6 +83,7 @@ def test_nothing_drawn_is_nothing_done():
     np.testing.assert_array_equal(out, np.where(mirrored[:, None, None, None], x[:, :, ::-1], x))
 
 
+@pytest.mark.slow
 def test_labels_tell_what_was_done():
     """Rows of one label are the same map; rows of zeros are untouched; others are not."""
     x = np.tile(images(1), (200, 1, 1, 1))

@@ -57,6 +57,7 @@ def test_heads_and_order_by_the_flags(new, flags, fields, heads, tmp_path):
     assert len(attending) == 4 and all(unets.heads(loaded, part) == heads(part.features) for part in attending)
 
 
+@pytest.mark.slow
 def test_our_words_and_theirs_agree(tmp_path):
     """On one file in the old order, 4 heads of 384 channels in any words are the network that was written."""
     module = UNet(**SMALL | dict(multipliers=(12,), attention=(0,), heads=4, head_channels=0))

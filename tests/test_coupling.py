@@ -44,6 +44,7 @@ def test_assignment_of_ties_and_of_what_is_not_finite():
     np.testing.assert_array_equal(np.sort(got, axis=0), np.sort(eps, axis=0))
 
 
+@pytest.mark.slow
 def test_nearest_is_the_nearest_of_its_candidates():
     x0, eps = batch()
     candidates = [eps] + [normal(fold(KEY, j), eps.shape) for j in range(1, 5)]

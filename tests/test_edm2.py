@@ -25,7 +25,8 @@ def ones(params):
 @pytest.fixture(scope="module")
 def small():
     model = EDM2UNet(**SMALL)
-    params = ones(jax.jit(model.init)(jax.random.key(1), X, LABEL, COND))
+    shapes, rng = jax.eval_shape(model.init, jax.random.key(1), X, LABEL, COND), np.random.default_rng(1)
+    params = ones(jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes))
     return model, params, jax.jit(model.apply, static_argnames="return_logvar")
 
 

@@ -326,6 +326,7 @@ def test_all_choices_at_once_by_position_and_on_devices():
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_loss_aware_hybrid_trains():
     """Nichol & Dhariwal's own recipe, the law learnt from the whole loss: one program, before it is full and after."""
     law = levels.LossAware(T=100, bins=10, history=2)

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import jdiff
-from jdiff.models import SelfAttention, UNet, conv, create_model, list_models, register_model
+from jdiff.models import SelfAttention, UNet, conv, create_model, list_models, register_model, registry
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -194,7 +194,8 @@ def test_labels_may_be_numpys_integers():
         jax.eval_shape(lambda x: model.init(jax.random.key(0), x, np.arange(2), None), x)
 
 
-def test_registry():
+def test_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
     with pytest.raises(
         ValueError, match=r"unknown model 'unet_digit' \(did you mean 'unet_digits'\?\); one of .*mlp, "
     ):

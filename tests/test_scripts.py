@@ -108,6 +108,7 @@ def test_what_a_run_leaves(place):
     assert runs.open_run(run).config.train.steps == 12
 
 
+@pytest.mark.slow
 def test_resume_is_exact(place):
     """6 steps, then the rest, in the same directory: the bits of the undisturbed run. Metrics join up.
 
@@ -159,6 +160,7 @@ def test_survive(place):
     bad(script("survive", place / "plane.py", "--kills", 0), "must be positive")
 
 
+@pytest.mark.slow
 def test_samples(place):
     """npz: uint8 images and the labels asked for, which cycle; sample i does not depend on how many are drawn."""
     out = place / "out" / "s.npz"

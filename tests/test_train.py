@@ -418,6 +418,7 @@ def check_gaussian(mean, std):
     np.testing.assert_allclose(std, [0.5, 0.2], atol=0.08)
 
 
+@pytest.mark.slow
 def test_a_linen_network():
     model = jdiff.create_model("mlp", features=64, layers=2)
     params = model.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1))
