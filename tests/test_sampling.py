@@ -172,6 +172,8 @@ MORE_SOLVERS = {
         pytest.param(schedule, solver, marks=() if i % 9 == j else pytest.mark.slow)
         for i, solver in enumerate([*SOLVERS, *MORE_SOLVERS])
         for j, schedule in enumerate(MORE_SCHEDULES)
+        # every solver from where there is no signal, and on every second of the other schedules
+        if schedule in ("flow", "cosine", "zero_snr") or (i + j) % 2 == 0 or i % 9 == j
     ],
 )
 def test_gradients_are_finite(schedule, solver):
