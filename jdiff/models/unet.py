@@ -430,19 +430,18 @@ def _tags() -> None:
         shape=(64, 64, 3), parameters=295_900_035, **trained,
     )  # fmt: skip
     published = dict(out_multiplier=2, null_class=False)
-    for size, tag, overrides, parameters, settings in (
-        (64, "openai", {}, 295_904_454, dict(num_head_channels=64, use_new_attention_order=True)),
-        (128, "openai", {}, 421_529_606, dict(num_heads=4)),
-        (256, "openai", {}, 553_838_086, dict(num_head_channels=64)),
-        (256, "openai_uncond", dict(num_classes=0), 552_814_086, dict(num_head_channels=64)),
-        (512, "openai", {}, 558_997_638, dict(num_head_channels=64)),
+    for size, tag, overrides, parameters in (
+        (64, "openai", {}, 295_904_454),
+        (128, "openai", {}, 421_529_606),
+        (256, "openai", {}, 553_838_086),
+        (256, "openai_uncond", dict(num_classes=0), 552_814_086),
+        (512, "openai", {}, 558_997_638),
     ):
         file = f"{size}x{size}_diffusion{tag.removeprefix('openai')}.pt"
         register_tag(
             f"adm_imagenet{size}", tag, published | overrides, shape=(size, size, 3), parameters=parameters,
             url=f"https://openaipublic.blob.core.windows.net/diffusion/jul-2021/{file}", license="MIT",
             architecture="adm", target="Eps", conditioning="Index(1000)", learned_variance=True,
-            settings=dict(use_new_attention_order=False) | settings,
         )  # fmt: skip
     # continuous ones, of the folders that score_sde_pytorch's README names
     song = dict(license="Apache-2.0", architecture="score_sde", shape=(32, 32, 3))
