@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jdiff.arrays import Array, Denoise, as_time, concrete, each, expand
+from jdiff.arrays import Array, Denoise, as_time, check_floating, concrete, each, expand, row_axes, varying
 from jdiff.forward import predict
 from jdiff.schedules import Discrete, Schedule, log_snr, time_of
 from jdiff.sde import derivative
@@ -64,14 +64,16 @@ def sample_adaptive(
 
     `method`: tsit5, dopri5, dopri8, bosh3, heun; kvaerno3, kvaerno5 for stiff ones. `adjoint`: "checkpoint" (reverse
     mode, exact, memory by recursive checkpoints), "backsolve" (the continuous adjoint, constant memory), "forward"
-    (jvp). Leaves named `cond` or `w` with B rows follow the samples; a plain function may hold no such rows.
-    All but the numbers and arrays are static under jit. Raises ValueError for unknown names, times out of order or
-    outside the schedule, and sde without a key; ImportError without diffrax (the `adaptive` extra).
+    (jvp). The arrays in a denoiser's `per_sample` fields, as labels and weights (B,), follow the samples; a plain
+    function may hold no such rows. All but the numbers and arrays are static under jit. Raises ValueError for unknown
+    names, times out of order or outside the schedule, rows of another batch, sde without a key, and inside a
+    `jax.shard_map` that has not check_vma=False; ImportError without diffrax (the `adaptive` extra).
     """
     diffrax = _diffrax()
     for kind, name, table in (("method", method, METHODS), ("adjoint", adjoint, ADJOINTS)):
         if name not in table:
             raise ValueError(f"sample_adaptive: unknown {kind} {name!r}; one of {', '.join(table)}")
+    check_floating("x", x)
     if sde and key is None:
         raise ValueError("sample_adaptive: the reverse SDE draws noise: give a key, jax.random.key(seed)")
     t_max, t_min = _ends(schedule, t_max, t_min)
@@ -84,6 +86,11 @@ def sample_adaptive(
     # at high noise x hardly moves in log-SNR, and a guess from that would step over everything
     first = (stop - start) / 50 if by_log_snr else None
     keys = None if key is None else each(key, x.shape[0])
+    if varying(x, keys, denoise, schedule):
+        raise ValueError(
+            "sample_adaptive: diffrax's loops fail jax.shard_map's check of what varies over the mesh; "
+            "make the shard_map with check_vma=False, or give jax.jit an x that is sharded"
+        )
 
     def place(clock, schedule):
         """t, and the derivatives of alpha and sigma by the clock."""
@@ -117,7 +124,7 @@ def sample_adaptive(
         stats, arrived = out.stats, out.result == diffrax.RESULTS.successful
         return out.ys[0].reshape(row.shape), stats["num_steps"], stats["num_rejected_steps"], arrived
 
-    axes = _row_axes(denoise, x.shape[0])
+    axes = row_axes(denoise, x.shape[0])  # each sample must meet its own label
     rows = jax.tree.map(lambda leaf, axis: leaf[:, None] if axis == 0 else leaf, denoise, axes)
     y, steps, rejected, arrived = jax.vmap(one, (0, None if keys is None else 0, (axes, None)))(
         x, keys, (rows, schedule)
@@ -145,22 +152,6 @@ def _ends(schedule, t_max, t_min):
                     f"sample_adaptive: expected {schedule.t_min} <= t_min < t_max, got {float(t_min)}, {float(t_max)}"
                 )
     return t_max, t_min
-
-
-def _row_axes(denoise, batch: int):
-    """0 for the leaves of a denoiser that belong to the samples (`cond`, and w of shape (B,)), None for the others.
-
-    Under vmap each sample must meet its own label: nothing else in a denoiser has rows.
-    """
-
-    def axis(path, leaf):
-        names = {getattr(key, "name", None) for key in path}
-        if "params" in names:
-            return None
-        own = "cond" in names or ("w" in names and jnp.ndim(leaf) == 1)
-        return 0 if own and jnp.shape(leaf)[:1] == (batch,) else None
-
-    return jax.tree_util.tree_map_with_path(axis, denoise)
 
 
 def _stochastic(diffrax, drift, row, key, start, stop, rtol, atol):

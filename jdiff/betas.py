@@ -63,8 +63,8 @@ def discrete(betas, *, exact: bool = False) -> Discrete:
 
 
 def _steps(T: int) -> int:
-    if not isinstance(T, (int, np.integer)) or T < 1:
-        raise ValueError(f"T is the number of steps of the table, a positive integer; got {T!r}")
+    if not isinstance(T, (int, np.integer)) or not 1 <= T <= 1_000_000:
+        raise ValueError(f"T is the number of steps of the table, a positive integer up to 1,000,000; got {T!r}")
     return T
 
 

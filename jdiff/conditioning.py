@@ -6,7 +6,7 @@ A conditioning is a pytree called as `conditioning(schedule, x, t) -> (input, la
 import jax
 import jax.numpy as jnp
 
-from jdiff.arrays import Array, Number, as_time, check_time, each, expand, noun
+from jdiff.arrays import SMALLEST, Array, Number, as_time, check_count, check_range, check_time, each, expand, noun
 from jdiff.schedules import Schedule, log_snr
 
 LABEL_RANGE = 20.0  # |log-SNR| beyond which no network need tell levels apart; keeps labels finite
@@ -21,6 +21,9 @@ class LogSNR:
 
     sigma_data: Number = 0.5
 
+    def check(self):
+        check_range(self, SMALLEST, sigma_data=self.sigma_data)
+
     def __call__(self, schedule, x, t):
         t = _times(x, t)
         label = -jnp.clip(log_snr(schedule, t), -LABEL_RANGE, LABEL_RANGE) / 8
@@ -33,6 +36,9 @@ class EDM:
 
     sigma_data: Number = 0.5
 
+    def check(self):
+        check_range(self, SMALLEST, sigma_data=self.sigma_data)
+
     def __call__(self, schedule, x, t):
         t = _times(x, t)
         return _unit_variance(schedule, x, t, self.sigma_data), -log_snr(schedule, t) / 8
@@ -43,7 +49,10 @@ class Index:
     """(x, k) with k = clip(round(t T) - 1, 0, T - 1): DDPM's table index; `fractional` leaves out the rounding."""
 
     T: Number
-    fractional: Number = 0.0
+    fractional: Number | bool = 0.0
+
+    def check(self):
+        check_count(self, T=self.T)
 
     def __call__(self, schedule, x, t):
         place = _times(x, t) * self.T - 1
@@ -56,6 +65,9 @@ class Continuous:
     """(x, scale t): the label of the continuous VP and sub-VP networks of arXiv:2011.13456, whose scale is 999."""
 
     scale: Number = 999.0
+
+    def check(self):
+        check_range(self, SMALLEST, scale=self.scale)
 
     def __call__(self, schedule, x, t):
         return x, self.scale * _times(x, t)
@@ -72,8 +84,13 @@ class Sigma:
 def drop_labels(key, labels: Array, rate, null: int) -> Array:
     """Labels (B,) with each replaced by `null` with probability `rate`: training for classifier-free guidance.
 
-    Row i depends on (key, i) alone.  Ho & Salimans 2022, arXiv:2207.12598, algorithm 1.
+    Row i depends on (key, i) alone. Labels of less than 32 bits come back as int32, which holds any `null`: 256 is 0 in
+    uint8. Raises ValueError unless labels are integers.  Ho & Salimans 2022, arXiv:2207.12598, algorithm 1.
     """
+    dtype = jnp.result_type(labels)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"labels are {dtype}; expected integers, the numbers of classes")
+    labels = jnp.asarray(labels, dtype if jnp.iinfo(dtype).bits >= 32 else jnp.int32)
     dropped = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(each(key, labels.shape[0]))
     return jnp.where(dropped, jnp.asarray(null, labels.dtype), labels)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jdiff.arrays import Array, expand, fold, normal, noun, static
+from jdiff.arrays import Array, expand, fold, normal, noun, static, varying
 
 
 @noun
@@ -58,9 +58,15 @@ class Assignment:
     arXiv:2302.00482, section 3.2, and Pooladian et al. 2023, arXiv:2304.14772. The Hungarian algorithm, O(B^3), inside
     jit. It deals among the rows it is given: under `jit`, also over a mesh, the whole batch; in a pmap the device's
     part; with accumulation the slice: there it is another, coarser coupling, and results are not those of one batch.
+    Raises ValueError inside a `jax.shard_map` that has not check_vma=False.
     """
 
     def __call__(self, key, x0, eps):
+        if varying(x0, eps):
+            raise ValueError(
+                "Assignment: optax's algorithm fails jax.shard_map's check of what varies over the mesh; "
+                "make the shard_map with check_vma=False, or train under jax.jit"
+            )
         x0, eps = lax.stop_gradient((x0, eps))
         points = [a.reshape(len(a), -1).astype(jnp.float32) for a in (x0, eps)]
         cost = -jnp.matmul(points[0], points[1].T, precision=lax.Precision.HIGHEST)  # the squares are dealt out anyhow

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jdiff.arrays import Array, Denoise, check_same_shape, noun, static
+from jdiff.arrays import Array, Denoise, check_floating, check_same_shape, noun, per_sample, static
 from jdiff.conditioning import LogSNR
 from jdiff.forward import Prediction
 from jdiff.schedules import Schedule
@@ -21,11 +21,11 @@ class Denoiser:
     schedule: Schedule
     target: Target
     conditioning: Any
-    cond: Any
+    cond: Any = per_sample()
     apply: Callable = static()
     learned_variance: bool = static(False)
     self_conditioning: bool = static(False)
-    previous: Any = None
+    previous: Any = per_sample(None)
 
     def __call__(self, x: Array, t) -> Array:
         """E[x_0 | x_t], (B, ...)."""
@@ -94,6 +94,7 @@ def remember(denoise: Denoise, previous: Array) -> Denoise:
 
 def run_network(apply, params, schedule, conditioning, x, t, cond, previous=None) -> Any:
     """The network's raw output for x_t, in the dtype of x; `previous`, if given, is beside x_t on the last axis."""
+    check_floating("x", x)
     shown, label = conditioning(schedule, x, t)
     if previous is not None:
         check_same_shape("the earlier estimate", previous, "x", x)

@@ -4,7 +4,17 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jdiff.arrays import Array, as_time, check_same_shape, check_time, expand, normal, safe_divide, safe_sqrt
+from jdiff.arrays import (
+    Array,
+    as_time,
+    check_floating,
+    check_same_shape,
+    check_time,
+    expand,
+    normal,
+    safe_divide,
+    safe_sqrt,
+)
 from jdiff.schedules import Schedule, log_snr
 
 
@@ -26,7 +36,7 @@ def rates(schedule: Schedule, t, x) -> tuple[Array, Array]:
 def q_sample(schedule: Schedule, x0: Array, t, eps: Array) -> Array:
     """x_t = alpha_t x_0 + sigma_t eps; with predictions for x_0 and eps, the DDIM step to t.
 
-    x0, eps: (B, ...); t: () or (B,). Raises ValueError when shapes disagree.
+    x0, eps: (B, ...); t: () or (B,). Raises ValueError when shapes disagree, or an array is not floating.
     Ho et al. 2020, arXiv:2006.11239, eq. 4; Song et al. 2021, arXiv:2010.02502, eq. 12.
 
     >>> import jax.numpy as jnp, jdiff
@@ -35,6 +45,8 @@ def q_sample(schedule: Schedule, x0: Array, t, eps: Array) -> Array:
     [0.75, -0.25]
     """
     check_same_shape("eps", eps, "x0", x0)
+    check_floating("x0", x0)
+    check_floating("eps", eps)
     alpha, sigma = rates(schedule, t, x0)
     return alpha * x0 + sigma * eps
 
@@ -42,6 +54,7 @@ def q_sample(schedule: Schedule, x0: Array, t, eps: Array) -> Array:
 def eps_from(schedule: Schedule, x0: Array, x: Array, t) -> Array:
     """The noise implied by x_0 and x_t: (x_t - alpha_t x_0) / sigma_t, for sigma_t > 0."""
     check_same_shape("x0", x0, "x", x)
+    check_floating("x0", x0)
     alpha, sigma = rates(schedule, t, x)
     return (x - alpha * x0) / sigma
 
@@ -61,6 +74,8 @@ def q_posterior(schedule: Schedule, x0: Array, x_t: Array, t, s) -> tuple[Array,
     c = 1 - SNR_t / SNR_s; so (x_0, 0) where sigma_s = 0.  Ho et al. 2020, arXiv:2006.11239, eq. 6 and 7.
     """
     check_same_shape("x0", x0, "x_t", x_t)
+    check_floating("x0", x0)
+    check_floating("x_t", x_t)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = rates(schedule, t, x_t), rates(schedule, s, x_t)
     kept = safe_divide(alpha_t * sigma_s**2, alpha_s * sigma_t**2)
     std = sigma_s * expand(safe_sqrt(fresh_noise(schedule, t, s)), x_t)
@@ -78,6 +93,8 @@ def prior(schedule: Schedule, key, shape, t=1.0, *, mean=0.0, std=0.0, dtype=jnp
     for name, value in dict(mean=mean, std=std).items():
         if jnp.shape(value) not in ((), tuple(shape[1:])):
             raise ValueError(f"prior: {name} has shape {jnp.shape(value)}; expected () or {tuple(shape[1:])}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"prior: dtype is {jnp.dtype(dtype)}; noise is floating, as float32")
     t = as_time(t)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     centre = (alpha * jnp.asarray(mean, t.dtype)).astype(dtype)

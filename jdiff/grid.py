@@ -17,7 +17,7 @@ from jdiff.arrays import Array, as_time, concrete
 from jdiff.schedules import Discrete, Schedule, last_time, time_of
 from jdiff.schedules import log_snr as log_snr_of
 
-LOWEST_LOG_SNR = -10.0  # where a grid in log-SNR starts if alpha = 0 there: VP's own value at t = 1
+LOWEST_LOG_SNR = -10.0  # the lowest log-SNR that is worth a step, close to VP's own at t = 1
 
 
 def uniform(n, t_min: float = 1e-3, t_max: float = 1.0, *, size: int | None = None) -> Array:
@@ -32,15 +32,26 @@ def uniform(n, t_min: float = 1e-3, t_max: float = 1.0, *, size: int | None = No
     return t_max + u * (t_min - t_max)
 
 
-def log_snr(schedule: Schedule, n, t_min: float | None = None, t_max: float | None = None, *, size=None) -> Array:
+def log_snr(
+    schedule: Schedule,
+    n,
+    t_min: float | None = None,
+    t_max: float | None = None,
+    *,
+    lowest=LOWEST_LOG_SNR,
+    size: int | None = None,
+) -> Array:
     """n times evenly spaced in log-SNR, from t_max down to t_min (the schedule's own ends when None).
 
-    Lu et al. 2022, arXiv:2206.00927, section 3.4. Where alpha(t_max) = 0 the spacing starts at log-SNR -10.
+    Lu et al. 2022, arXiv:2206.00927, section 3.4. The spacing starts at `lowest` where the log-SNR of t_max is below
+    it, for all times below look alike: x_t is noise. A table that ends with a little signal (alpha 2e-9, say) then
+    starts there too, and not at t_max, where x_0 = (x_t - sigma eps) / alpha would multiply a network's error by
+    1 / alpha. The first time is t_max where alpha is 0, and where the log-SNR is less than 1 below `lowest`.
     """
     t_min, t_max = _ends(schedule, t_min, t_max)
-    start, stop = _reachable_log_snr(schedule, t_max), log_snr_of(schedule, t_min)
+    (t_first, start), stop = _start(schedule, t_max, lowest), log_snr_of(schedule, t_min)
     u = _fractions(n, size, stop.dtype)
-    return _pinned(time_of(schedule, start + u * (stop - start)), u, t_min, t_max)
+    return _pinned(time_of(schedule, start + u * (stop - start)), u, t_min, t_first)
 
 
 exponential = log_snr  # k-diffusion's name: log(sigma/alpha) is minus half the log-SNR
@@ -50,7 +61,8 @@ def karras(schedule: Schedule, n, rho=7.0, sigma_min=None, sigma_max=None, *, si
     """n times whose (sigma/alpha)^(1/rho) are evenly spaced from sigma_max down to sigma_min.
 
     Karras et al. 2022, arXiv:2206.00364, eq. 5. sigma_min and sigma_max are values of sigma/alpha, clipped to what
-    the schedule reaches on its domain, and its ends when None; where alpha = 0 there, spacing starts at log-SNR -10.
+    the schedule reaches on its domain, and its ends when None; then the grid starts as that of `log_snr` does, at a
+    log-SNR of -10 if the schedule's is lower.
     """
 
     def ratio(first, last, u):
@@ -205,8 +217,11 @@ def optimize(
     shape = jax.eval_shape(run, times).shape
     if shape != jnp.shape(truth):
         raise ValueError(f"grid.optimize: run(times) has shape {shape} but truth has {jnp.shape(truth)}")
-    first, last = _reachable_log_snr(schedule, times[0]), log_snr_of(schedule, times[-1])
-    levels = log_snr_of(schedule, times).at[0].set(first)
+    levels = log_snr_of(schedule, times)
+    # below the lowest useful level nothing is learnt; the times given may begin lower all the same
+    lowest = jnp.minimum(LOWEST_LOG_SNR, jnp.min(levels[1:], initial=jnp.inf) - 1)
+    first, last = jnp.maximum(levels[0], lowest), levels[-1]
+    levels = levels.at[0].set(first)
     adam = optax.adam(learning_rate)
 
     def build(logits):
@@ -301,18 +316,23 @@ def _ends(schedule, t_min, t_max):
 def _between(schedule, ratio, n, sigma_min, sigma_max, size) -> Array:
     """Times at sigma/alpha = ratio(first, last, u), u from 0 to 1, first and last being the ends after clipping."""
     t_min, t_max = _ends(schedule, None, None)
-    low, high = jnp.exp(-0.5 * log_snr_of(schedule, t_min)), jnp.exp(-0.5 * _reachable_log_snr(schedule, t_max))
-    first = high if sigma_max is None else jnp.clip(as_time(sigma_max), low, high)
+    low, high = (jnp.exp(-0.5 * log_snr_of(schedule, t)) for t in (t_min, t_max))
+    t_first, start = _start(schedule, t_max, LOWEST_LOG_SNR)
+    first = jnp.exp(-0.5 * start) if sigma_max is None else jnp.clip(as_time(sigma_max), low, high)
     last = low if sigma_min is None else jnp.clip(as_time(sigma_min), low, high)
     if concrete(first, last) and not last < first:
         raise ValueError(f"grid: [{sigma_min}, {sigma_max}] leaves no range of sigma/alpha in [{low}, {high}]")
     u = _fractions(n, size, first.dtype)
     times = time_of(schedule, -2 * jnp.log(ratio(first, last, u)))
-    return _pinned(times, u, t_min if sigma_min is None else times[-1], t_max if sigma_max is None else times[0])
+    return _pinned(times, u, t_min if sigma_min is None else times[-1], t_first if sigma_max is None else times[0])
 
 
-def _reachable_log_snr(schedule, t_max):
-    return jnp.where(schedule.alpha(t_max) > 0, log_snr_of(schedule, t_max), LOWEST_LOG_SNR)
+def _start(schedule, t_max, lowest) -> tuple[Array, Array]:
+    """(first time, log-SNR at which the spacing starts) of a grid from t_max down: see `log_snr`."""
+    own = log_snr_of(schedule, t_max)
+    start = jnp.maximum(own, jnp.asarray(lowest, own.dtype))
+    later = (schedule.alpha(t_max) > 0) & (own < start - 1)
+    return jnp.where(later, time_of(schedule, start), t_max), start
 
 
 def _pinned(times, u, t_min, t_max):

@@ -7,9 +7,24 @@ the losses multiply each sample. A law that learns, `LossAware`, keeps its memor
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jdiff.arrays import Array, BatchKey, Number, as_key, concrete, each, noun, positions, safe_divide, static
+from jdiff.arrays import (
+    LARGEST,
+    Array,
+    BatchKey,
+    Number,
+    as_key,
+    check_count,
+    check_range,
+    concrete,
+    each,
+    noun,
+    positions,
+    safe_divide,
+    static,
+)
 from jdiff.schedules import Schedule, time_of
 
 
@@ -24,6 +39,9 @@ class Uniform:
     t_min: Number | None = None
     t_max: Number | None = None
 
+    def check(self):
+        _check_ends(self)
+
     def __call__(self, key, n, schedule):
         low, high = _ends(self, schedule)
         return low + (high - low) * _strata(key, n)
@@ -36,6 +54,9 @@ class Independent:
     t_min: Number | None = None
     t_max: Number | None = None
 
+    def check(self):
+        _check_ends(self)
+
     def __call__(self, key, n, schedule):
         low, high = _ends(self, schedule)
         return low + (high - low) * jax.vmap(jax.random.uniform)(each(key, n))
@@ -47,6 +68,9 @@ class Knots:
 
     T: Number
 
+    def check(self):
+        check_count(self, T=self.T)
+
     def __call__(self, key, n, schedule):
         return (jnp.floor(_strata(key, n) * self.T) + 1) / self.T
 
@@ -56,6 +80,9 @@ class Antithetic:
     """Uniform over the T knots, in pairs: rows i and i + n/2 have table indices k and T - 1 - k."""
 
     T: Number
+
+    def check(self):
+        check_count(self, T=self.T)
 
     def __call__(self, key, n, schedule):
         index, size = positions(key, n)
@@ -75,6 +102,10 @@ class LogNormal:
     mean: Number = -1.2
     std: Number = 1.2
 
+    def check(self):
+        check_range(self, -LARGEST, mean=self.mean)
+        check_range(self, 0, std=self.std)
+
     def __call__(self, key, n, schedule):
         log_sigma = self.mean + self.std * _normals(key, n)
         return jnp.clip(time_of(schedule, -2 * log_sigma), schedule.t_min, schedule.t_max)
@@ -86,6 +117,10 @@ class LogitNormal:
 
     mean: Number = 0.0
     std: Number = 1.0
+
+    def check(self):
+        check_range(self, -LARGEST, mean=self.mean)
+        check_range(self, 0, std=self.std)
 
     def __call__(self, key, n, schedule):
         t = jax.nn.sigmoid(self.mean + self.std * _normals(key, n))
@@ -114,6 +149,9 @@ class LossAware:
         for name, value in dict(bins=self.bins, history=self.history).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"LossAware: {name} must be a whole number, 1 or more; got {value!r}")
+        check_range(self, 0, 1, uniform=self.uniform)
+        if self.T is not None:
+            check_count(self, T=self.T)
         if self.T is not None and concrete(self.T) and self.T % self.bins:
             raise ValueError(f"LossAware: {self.bins} bins do not divide a table of {self.T:g} steps evenly")
 
@@ -203,6 +241,14 @@ def _ends(law, schedule) -> tuple[Number, Number]:
     """Where t begins and ends: as the law says, else as the schedule does."""
     low = schedule.t_min if law.t_min is None else law.t_min
     return low, schedule.t_max if law.t_max is None else law.t_max
+
+
+def _check_ends(law) -> None:
+    """Raise ValueError unless 0 <= t_min <= t_max <= 1; traced ends are not looked at."""
+    check_range(law, 0, 1, t_min=law.t_min, t_max=law.t_max)
+    low, high = (0.0 if law.t_min is None else law.t_min), (1.0 if law.t_max is None else law.t_max)
+    if concrete(low, high) and not (np.asarray(low) <= np.asarray(high)).all():
+        raise ValueError(f"{type(law).__name__}: t_min must not be above t_max, got {law.t_min} and {law.t_max}")
 
 
 def _strata(key, n: int) -> Array:

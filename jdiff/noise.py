@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.arrays import Array, as_time, each, fold, noun, static
+from jdiff.arrays import Array, as_time, each, fold, noun, static, vary_as, wide_dtype
 
 
 @noun
@@ -55,8 +55,8 @@ class BrownianInterval:
         """(W(t) - W(s)) / sqrt(t - s), (B, ...); constant under differentiation, as any drawn noise is."""
         if self.path.shape[:1] != tuple(shape[:1]):
             raise ValueError(f"{self.path.shape[0]} Brownian paths for a batch of {shape[0]}; one key per sample")
-        wide = jnp.promote_types(dtype, jnp.float32)
-        t, s = lax.stop_gradient((self.t, self.s))
+        wide = wide_dtype(dtype)
+        t, s = lax.stop_gradient((as_time(self.t), as_time(self.s)))
         known = (t <= 1) & (s >= 0) & (s < t)
         ends = jnp.where(known, jnp.stack([t, s]), jnp.asarray([1, 0], t.dtype))
         scale = lax.rsqrt(ends[0] - ends[1]).astype(wide)
@@ -91,7 +91,7 @@ def _walk(key, t, shape, dtype, depth: int) -> Array:
         return jnp.where(upper, middle, left), jnp.where(upper, right, middle)
 
     last = jax.random.normal(jax.random.fold_in(key, 0), shape, dtype)
-    left, right = lax.fori_loop(0, depth, halve, (jnp.zeros_like(last), last))
+    left, right = lax.fori_loop(0, depth, halve, vary_as((jnp.zeros_like(last), last), t))
     return left + rest * (right - left)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 from jax.scipy.special import logsumexp
 
-from jdiff.arrays import Array, as_time, check_time, each, noun
+from jdiff.arrays import Array, as_time, check_floating, check_time, each, noun
 from jdiff.forward import Prediction, eps_from
 from jdiff.schedules import Schedule
 
@@ -159,6 +159,7 @@ class MixtureDenoiser:
 def _per_time(f, schedule, x, t):
     """f(alpha, sigma, x) at one time, or vmapped over the rows of x when t is (B,)."""
     check_time(t, x)
+    check_floating("x", x)
     t = as_time(t)
     alpha, sigma = schedule.alpha(t).astype(x.dtype), schedule.sigma(t).astype(x.dtype)
     if t.ndim == 0:

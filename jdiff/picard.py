@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.arrays import Array, Denoise, expand, noun
+from jdiff.arrays import Array, Denoise, expand, noun, vary_as
 from jdiff.forward import Prediction, fresh_noise, predict
 from jdiff.grid import check_times
 from jdiff.noise import of_step, per_sample
@@ -47,8 +47,8 @@ def sample_parallel(
     window: how many steps at once, all if None. max_sweeps: then at least steps / max_sweeps are accepted in a sweep,
     converged or not. std: of the data; it changes the number of sweeps, not what they tend to. sharding: of arrays
     (window, B, ...), `NamedSharding(mesh, P("window"))`, spreads the window over devices. Under `jax.jit`, window,
-    max_sweeps and sharding are static. Without reverse mode. Raises ValueError for solvers with memory, for windows
-    that do not fit, and as `sample` does.
+    max_sweeps and sharding are static. Inside `jax.shard_map` each device sweeps until its own rows have settled.
+    Without reverse mode. Raises ValueError for solvers with memory, for windows that do not fit, and as `sample` does.
     """
     times = check_times(schedule, times)
     length = len(times) - 1
@@ -88,10 +88,10 @@ def sample_parallel(
         source = jnp.minimum(stride + jnp.arange(width + 1), width)
         goal = jnp.minimum(start + stride + jnp.arange(width + 1), length)
         grow = spread[goal] / spread[jnp.minimum(start + source, length)]
-        return start + stride, states[source] * expand(grow, states), sweeps + 1
+        return vary_as((start + stride, states[source] * expand(grow, states), sweeps + 1), carry)
 
     states = x[None] * expand((spread / spread[0])[: width + 1], x[None])
-    start = (jnp.zeros((), int), states, jnp.zeros((), int))
+    start = vary_as((jnp.zeros((), int), states, jnp.zeros((), int)), x, keys, solver, denoise, schedule, times)
     _, states, sweeps = lax.while_loop(lambda carry: carry[0] < length, sweep, start)
     calls = _calls(solver, denoise, schedule, x, steps, keys)
     return denoise(states[0], times[-1]), Info(sweeps, sweeps * width * calls + 1)

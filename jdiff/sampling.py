@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.arrays import Array, Denoise, concrete
+from jdiff.arrays import Array, Denoise, concrete, number, vary_as
 from jdiff.grid import check_times
 from jdiff.noise import of_step, per_sample
 from jdiff.schedules import Schedule
@@ -33,8 +33,9 @@ def sample(
     So a one-evaluation solver calls the network n times, Heun 2n - 1 times, and nothing is special at sigma = 0.
     `key`: one key, or (B,) of them; sample i depends on its own key (or on key and i) alone, whatever the batch is. A
     `jdiff.BrownianTree` of either gives every step count the noise of one path.
-    `n` may be traced: one program for every n <= N, without reverse mode. `path=True` returns (x_0, xs) with xs
-    (N - 1, B, ...) the states at times[1:]. With `checkpoint`, reverse mode keeps O(sqrt(N)) states.
+    `n` may be traced: one program for every n from 1 to N, without reverse mode; for any other n all results are nan.
+    `path=True` returns (x_0, xs) with xs (N - 1, B, ...) the states at times[1:]. With `checkpoint`, reverse mode keeps
+    O(sqrt(N)) states.
     `callback(i, t, x)`, if given, is called on the host after step i with the state x reached at t, not always in
     order (see `jdiff.progress`); it is static.
 
@@ -45,21 +46,23 @@ def sample(
     times = check_times(schedule, times)
     check_start(solver, x, times, key, n)
     keys = per_sample(key, x.shape[0])
-    traced_n = n is not None and not isinstance(n, int)
-    if n is not None and not traced_n:
-        times = times[:n]
-    last = times[jnp.asarray(n) - 1] if traced_n else times[-1]
+    traced_n = n is not None and not concrete(n)
+    if traced_n:
+        valid = (n >= 1) & (n <= len(times))
+        n = jnp.clip(n, 1, len(times))
+    elif n is not None:
+        times = times[: int(n)]
+    last = times[n - 1] if traced_n else times[-1]
     plan = solver.plan(schedule, times, n if traced_n else len(times))
     steps = Now(jnp.arange(len(times) - 1), times[:-1], times[1:], plan)
 
     def body(carry, now):
-        x, state = carry
-        x, state = solver.step(denoise, schedule, x, now, state, of_step(keys, now.i, now.t, now.s))
+        x, state = solver.step(denoise, schedule, carry[0], now, carry[1], of_step(keys, now.i, now.t, now.s))
         if callback is not None:
             jax.debug.callback(callback, now.i, now.s, x)
-        return (x, state), (x if path else None)
+        return vary_as((x, state), carry), (x if path else None)
 
-    start = (x, solver.init(x))
+    start = vary_as((x, solver.init(x)), x, keys, solver, denoise, schedule, times)
     if traced_n:
         (x, state), trace = _dynamic_scan(body, start, steps, len(times) - 1, n - 1)
     elif checkpoint:
@@ -68,6 +71,8 @@ def sample(
         (x, state), trace = lax.scan(body, start, steps)
     recall = getattr(solver, "recall", None)  # what the last evaluation is to know of the steps before it
     x0 = (denoise if recall is None else recall(denoise, state))(x, last)
+    if traced_n:
+        x0, trace = jax.tree.map(lambda a: jnp.where(valid, a, jnp.nan), (x0, trace))
     return (x0, trace) if path else x0
 
 
@@ -86,16 +91,18 @@ def invert(solver: Solver, denoise: Denoise, schedule: Schedule, x: Array, times
     steps = Now(jnp.arange(len(up) - 1), up[:-1], up[1:], solver.plan(schedule, up, len(up)))
 
     def body(carry, now):
-        return solver.step(denoise, schedule, carry[0], now, carry[1], None), None
+        return vary_as(solver.step(denoise, schedule, carry[0], now, carry[1], None), carry), None
 
-    return _checkpointed_scan(body, (x, solver.init(x)), steps, len(up) - 1)[0][0]
+    start = vary_as((x, solver.init(x)), x, solver, denoise, schedule, times)
+    return _checkpointed_scan(body, start, steps, len(up) - 1)[0][0]
 
 
 def check_start(solver: Solver, x: Array, times: Array, key, n=None) -> None:
     """Raise ValueError for an x that is no noise (B, ...), a step count outside the grid, or a key that is missing."""
     if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x is {x.dtype}{x.shape}; expected floating noise (B, ...): see jdiff.prior")
-    if n is not None and concrete(n) and not 1 <= int(n) <= len(times):
+    count = number(n)
+    if isinstance(count, float) and not (count.is_integer() and 1 <= count <= len(times)):
         raise ValueError(f"n = {n} steps through a grid of {len(times)} times; expected 1 <= n <= {len(times)}")
     if key is None and solver.stochastic:
         raise ValueError(f"{type(solver).__name__} draws noise: give a key, jax.random.key(seed)")
@@ -137,7 +144,7 @@ def _dynamic_scan(body, carry, xs, length, count):
         return carry, jax.tree.map(lambda a, b: a.at[i].set(b), ys, y)
 
     shape = jax.eval_shape(lambda: body(carry, at(0))[1]) if length else None
-    ys = jax.tree.map(lambda a: jnp.zeros((length, *a.shape), a.dtype), shape)
+    ys = vary_as(jax.tree.map(lambda a: jnp.zeros((length, *a.shape), a.dtype), shape), carry)
     carry, ys = lax.fori_loop(0, count, step, (carry, ys))
     index = jnp.minimum(jnp.arange(length), count - 1)
     return carry, jax.tree.map(lambda a: a[index], ys)

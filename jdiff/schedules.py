@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jdiff.arrays import Array, Number, as_time, concrete, noun, safe_log
+from jdiff.arrays import LARGEST, Array, Number, as_time, check_range, concrete, noun, safe_log, vary_as
 
 
 class Schedule(Protocol):
@@ -28,23 +28,28 @@ class Schedule(Protocol):
 
 def _positive(schedule, **numbers) -> None:
     for name, value in numbers.items():
-        if concrete(value) and not (np.asarray(value) > 0).all():
-            raise ValueError(f"{type(schedule).__name__}: {name} must be positive, got {value}")
+        if concrete(value) and not ((np.asarray(value) > 0) & (np.asarray(value) <= LARGEST)).all():
+            raise ValueError(f"{type(schedule).__name__}: {name} must be positive, at most {LARGEST:g}, got {value}")
 
 
-def _check_range(schedule, low: str, high: str) -> None:
+def _check_range(schedule, low: str, high: str, may_be_equal: bool = False) -> None:
     """Numbers of a range must be positive and in order; traced ones are the caller's business."""
     a, b = getattr(schedule, low), getattr(schedule, high)
     _positive(schedule, **{low: a, high: b})
-    if concrete(a, b) and not (np.asarray(a) < np.asarray(b)).all():
-        raise ValueError(f"{type(schedule).__name__}: {low} must be below {high}, got {a} and {b}")
+    if not concrete(a, b):
+        return
+    in_order = np.asarray(a) <= np.asarray(b) if may_be_equal else np.asarray(a) < np.asarray(b)
+    if not in_order.all():
+        equal = " or equal to it" if may_be_equal else ""
+        raise ValueError(f"{type(schedule).__name__}: {low} must be below {high}{equal}, got {a} and {b}")
 
 
 @noun
 class VP:
     """Variance preserving, the limit of DDPM: alpha^2 = exp(-B), sigma^2 = 1 - exp(-B), B = int_0^t beta.
 
-    beta_t = beta_min + t (beta_max - beta_min).  Song et al. 2021, arXiv:2011.13456, eq. 11 and 32.
+    beta_t = beta_min + t (beta_max - beta_min), constant where the two are equal.  Song et al. 2021, arXiv:2011.13456,
+    eq. 11 and 32. Raises ValueError unless 0 < beta_min <= beta_max.
     """
 
     beta_min: Number = 0.1
@@ -53,7 +58,7 @@ class VP:
     t_max = 1.0
 
     def check(self):
-        _check_range(self, "beta_min", "beta_max")
+        _check_range(self, "beta_min", "beta_max", may_be_equal=True)
 
     def alpha(self, t):
         return jnp.exp(-0.5 * _beta_integral(self, t))
@@ -67,7 +72,10 @@ class VP:
 
 @noun
 class SubVP:
-    """sub-VP: alpha as in VP, sigma = 1 - alpha^2.  Song et al. 2021, arXiv:2011.13456, eq. 29."""
+    """sub-VP: alpha as in VP, sigma = 1 - alpha^2.  Song et al. 2021, arXiv:2011.13456, eq. 29.
+
+    Raises ValueError unless 0 < beta_min <= beta_max.
+    """
 
     beta_min: Number = 0.1
     beta_max: Number = 20.0
@@ -75,7 +83,7 @@ class SubVP:
     t_max = 1.0
 
     def check(self):
-        _check_range(self, "beta_min", "beta_max")
+        _check_range(self, "beta_min", "beta_max", may_be_equal=True)
 
     def alpha(self, t):
         return jnp.exp(-0.5 * _beta_integral(self, t))
@@ -146,6 +154,7 @@ class EDM:
     def check(self):
         _check_range(self, "sigma_min", "sigma_max")
         _positive(self, rho=self.rho)
+        check_range(self, 0.1, 100, rho=self.rho)  # beyond, the powers leave float32 or its digits
 
     def _ends(self):
         return jnp.power(self.sigma_min, 1 / self.rho), jnp.power(self.sigma_max, 1 / self.rho)
@@ -330,7 +339,8 @@ def _bisect(schedule, value):
         return jnp.where(noisier, low, middle), jnp.where(noisier, middle, high)
 
     steps = jnp.finfo(value.dtype).nmant + 7  # down to half a unit in the last place of t = 2^-7
-    low, high = lax.fori_loop(0, steps, halve, (jnp.zeros_like(value), jnp.ones_like(value)))
+    ends = vary_as((jnp.zeros_like(value), jnp.ones_like(value)), schedule)
+    low, high = lax.fori_loop(0, steps, halve, ends)
     return 0.5 * (low + high)
 
 

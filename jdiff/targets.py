@@ -8,7 +8,18 @@ from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 
-from jdiff.arrays import Array, Number, as_time, check_same_shape, check_time, expand, noun
+from jdiff.arrays import (
+    SMALLEST,
+    Array,
+    Number,
+    as_time,
+    check_floating,
+    check_range,
+    check_same_shape,
+    check_time,
+    expand,
+    noun,
+)
 from jdiff.schedules import Schedule
 from jdiff.sde import derivative
 
@@ -76,6 +87,9 @@ class EDM:
 
     sigma_data: Number = 0.5
 
+    def check(self):
+        check_range(self, SMALLEST, sigma_data=self.sigma_data)
+
     def row(self, schedule, t):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         total = jnp.sqrt((alpha * self.sigma_data) ** 2 + sigma**2)
@@ -85,6 +99,8 @@ class EDM:
 def aim(schedule: Schedule, target: Target, x0: Array, eps: Array, t) -> Array:
     """The value F* = a_t x_0 + b_t eps that the network should output, (B, ...)."""
     check_same_shape("eps", eps, "x0", x0)
+    check_floating("x0", x0)
+    check_floating("eps", eps)
     check_time(t, x0)
     a, b = target.row(schedule, as_time(t))
     return expand(a, x0) * x0 + expand(b, x0) * eps
@@ -96,6 +112,7 @@ def solve(schedule: Schedule, target: Target, x: Array, out: Array, t) -> tuple[
     The coefficients are formed before they meet x, so an eps-network's eps and an x0-network's x_0 pass unchanged.
     """
     check_same_shape("the network's output", out, "x", x)
+    check_floating("x", x)
     check_time(t, x)
     t = as_time(t)
     a, b = target.row(schedule, t)

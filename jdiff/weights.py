@@ -10,7 +10,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from jdiff.arrays import Array, Number, as_time, noun, safe_log
+from jdiff.arrays import SMALLEST, Array, Number, as_time, check_range, noun, safe_log
 from jdiff.schedules import Schedule, log_snr
 from jdiff.sde import derivative
 from jdiff.targets import Target
@@ -44,6 +44,9 @@ class EDM:
 
     sigma_data: Number = 0.5
 
+    def check(self):
+        check_range(self, SMALLEST, sigma_data=self.sigma_data)
+
     def __call__(self, schedule, target, t):
         log_weight = jnp.logaddexp(log_snr(schedule, t), -2 * jnp.log(self.sigma_data))
         return jnp.exp(log_weight + _log_c_out2(schedule, target, t))
@@ -54,6 +57,9 @@ class MinSNR:
     """min(e^lambda, gamma) on the error of x_0, for every target: Hang et al. 2023, arXiv:2303.09556, section 3.4."""
 
     gamma: Number = 5.0
+
+    def check(self):
+        check_range(self, SMALLEST, gamma=self.gamma)
 
     def __call__(self, schedule, target, t):
         log_weight = jnp.minimum(log_snr(schedule, t), jnp.log(self.gamma))
@@ -66,6 +72,10 @@ class P2:
 
     gamma: Number = 1.0
     k: Number = 1.0
+
+    def check(self):
+        check_range(self, 0, 10, gamma=self.gamma)
+        check_range(self, 1e-3, k=self.k)
 
     def __call__(self, schedule, target, t):
         lam = log_snr(schedule, t)
@@ -81,6 +91,9 @@ class Sigmoid:
     """
 
     bias: Number = 0.0
+
+    def check(self):
+        check_range(self, -100, 100, bias=self.bias)
 
     def __call__(self, schedule, target, t):
         lam = log_snr(schedule, t)

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import jdiff
-from jdiff.arrays import noun
+from jdiff.arrays import as_time, noun
 from jdiff.forward import rates
 
 SCHEDULES = {
@@ -24,6 +25,42 @@ MORE_SCHEDULES = SCHEDULES | {
     "zero_snr": jdiff.discrete(jdiff.betas.zero_terminal_snr(jdiff.betas.scaled_linear(1000)), exact=True),
     "shifted": jdiff.Shifted(jdiff.Flow(), 3.0),
 }
+
+
+@noun
+class OneOf:
+    """The schedule `members[which]`, `which` being a leaf: one compiled program serves all of them.
+
+    Loop over `which`, and do not `vmap` over it: that would compute all members each time.
+    """
+
+    members: tuple
+    which: Any
+
+    def _switch(self, f, *args):
+        return lax.switch(jnp.asarray(self.which, int), [functools.partial(f, one) for one in self.members], *args)
+
+    @property
+    def t_min(self):
+        return self._switch(lambda one: as_time(one.t_min))
+
+    @property
+    def t_max(self):
+        return self._switch(lambda one: as_time(one.t_max))
+
+    def alpha(self, t):
+        return self._switch(lambda one, t: one.alpha(t), as_time(t))
+
+    def sigma(self, t):
+        return self._switch(lambda one, t: one.sigma(t), as_time(t))
+
+    def time_at(self, alpha, sigma):
+        return self._switch(jdiff.schedules.time_at, as_time(alpha), as_time(sigma))
+
+
+def one_of(name, schedules=SCHEDULES):
+    """The schedule of that name as a `OneOf` all of them."""
+    return OneOf(tuple(schedules.values()), list(schedules).index(name))
 
 
 def mixture():
@@ -52,14 +89,17 @@ class Diagonal:
         return jdiff.Prediction(x0, jdiff.eps_from(self.schedule, x0, x, t))
 
 
+@jax.jit
+def _velocity(denoise, schedule, x, t):
+    return jdiff.sde.probability_flow(denoise, schedule)(x, t)
+
+
 def exact_flow(schedule, denoise, x, t, s):
     """The probability-flow map from t to s by SciPy at 1e-11."""
     from scipy.integrate import solve_ivp
 
-    velocity = jax.jit(jdiff.sde.probability_flow(denoise, schedule))
-
     def rhs(t, flat):
-        return np.asarray(velocity(jnp.asarray(flat.reshape(x.shape)), jnp.asarray(t))).ravel()
+        return np.asarray(_velocity(denoise, schedule, flat.reshape(x.shape), t)).ravel()
 
     solution = solve_ivp(rhs, (float(t), float(s)), np.asarray(x).ravel(), method="DOP853", rtol=1e-11, atol=1e-11)
     assert solution.success

@@ -3,6 +3,7 @@
 import functools
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from helpers import MORE_SCHEDULES, SCHEDULES, Diagonal, mixture
 
 import jdiff
+from jdiff.arrays import noun
 
 pytestmark = pytest.mark.slow  # many programs to compile
 
@@ -177,3 +179,53 @@ def test_errors(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(ImportError, match=r"pip install 'jdiff\[adaptive\]'"):
         jdiff.sample_adaptive(denoise, schedule, x)
+
+
+# ---------------------------------------------------------------- what has rows
+
+
+@noun
+class Knotted:
+    """A guidance weight as a function of t: its knots are no rows, however many there are."""
+
+    knots: jax.Array
+
+    def __call__(self, t):
+        return jnp.interp(t, jnp.linspace(0, 1, len(self.knots)), self.knots)
+
+
+def linear(params, x, label, cond):
+    """Parameters (B,) that belong to the network, and a label of several arrays that belong to the samples."""
+    return params.sum() * x + 0.1 * cond["class"][:, None].astype(x.dtype) + 0.01 * cond["text"].sum((1, 2))[:, None]
+
+
+def with_rows(labels, w, schedule=SCHEDULES["vp"]):
+    """Guidance in an interval, thresholded, of networks whose parameters have as many entries as there are samples."""
+    params = jnp.linspace(0.1, 0.3, 4)
+    cond = {"class": labels, "text": jnp.arange(6.0).reshape(1, 3, 2) * labels[:, None, None]}
+    pair = [
+        jdiff.denoiser(linear, params, schedule, jdiff.targets.Eps(), c)
+        for c in (cond, jax.tree.map(jnp.zeros_like, cond))
+    ]
+    guided = jdiff.guidance.interval(jdiff.guidance.cfg(*pair, w), pair[0], 0.05, 5.0)
+    return jdiff.guidance.threshold(guided, schedule, 100.0)
+
+
+def test_rows_are_what_is_marked():
+    """A weight schedule of B knots, parameters of B entries, labels and weights (B,): in the whole batch as alone."""
+    schedule, go = SCHEDULES["vp"], jax.jit(jdiff.sample_adaptive)
+    x, labels = jdiff.prior(schedule, jax.random.key(0), (4, 2)), jnp.array([0, 3, 1, 2])
+    for w in (Knotted(jnp.array([0.0, 1.0, 3.0, 5.0])), jnp.array([1.0, 2.0, 0.5, 3.0]), 2.0):
+        own = (lambda i: w[i : i + 1]) if isinstance(w, jax.Array) else (lambda i: w)  # noqa: B023
+        out, _ = go(with_rows(labels, w), schedule, x, rtol=1e-5, atol=1e-5)
+        alone = [
+            go(with_rows(labels[i : i + 1], own(i)), schedule, x[i : i + 1], rtol=1e-5, atol=1e-5)[0] for i in range(4)
+        ]
+        chex.assert_trees_all_close(out, jnp.concatenate(alone), atol=2e-2)  # with rows guessed: off by 2
+
+
+def test_rows_of_another_batch():
+    x = jnp.ones((4, 2))
+    for labels, w, name in ((jnp.arange(3), 2.0, "cond"), (jnp.arange(4), jnp.ones(3), "w")):
+        with pytest.raises(ValueError, match=rf"{name} has shape \(3.*\) for a batch of 4; expected 4 rows"):
+            jdiff.sample_adaptive(with_rows(labels, w), SCHEDULES["vp"], x)

@@ -2,11 +2,12 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MORE_SCHEDULES, SCHEDULES, mixture
+from helpers import MORE_SCHEDULES, SCHEDULES, mixture, one_of
 from scipy import stats
 
 import jdiff
@@ -18,6 +19,16 @@ ALIGNED = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152
 
 def ratio(schedule, times):
     return np.asarray(schedule.sigma(times) / schedule.alpha(times))
+
+
+@jax.jit
+def of_schedule(schedule):
+    return {
+        "exponential": grid.exponential(schedule, 20),
+        "polyexponential of 1": grid.polyexponential(schedule, 20),
+        "polyexponential of 2": grid.polyexponential(schedule, 20, 2.0),
+        "beta": grid.beta(schedule, 20),
+    }
 
 
 def test_exponential_is_uniform_in_log_sigma():
@@ -36,8 +47,8 @@ def test_polyexponential_is_its_formula(rho):
 
 @pytest.mark.parametrize("schedule", MORE_SCHEDULES)
 def test_polyexponential_of_1_is_exponential(schedule):
-    schedule = MORE_SCHEDULES[schedule]
-    np.testing.assert_allclose(grid.polyexponential(schedule, 9), grid.exponential(schedule, 9), rtol=2e-4, atol=1e-6)
+    grids = of_schedule(one_of(schedule, MORE_SCHEDULES))
+    chex.assert_trees_all_close(grids["polyexponential of 1"], grids["exponential"], rtol=2e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("a,b", [(0.6, 0.6), (1.0, 1.0), (2.0, 0.5), (0.3, 3.0)])
@@ -71,13 +82,18 @@ def test_shift_is_the_shifted_schedule():
     np.testing.assert_allclose(ratio(jdiff.Flow(), shifted[1:]), 3 * ratio(jdiff.Flow(), times[1:]), rtol=1e-5)
 
 
+@jax.jit
+def ratios_of_sigmas(schedule):
+    grids = grid.of_sigmas(schedule, ALIGNED), grid.of_sigmas(schedule, ALIGNED, 25)
+    return [schedule.sigma(times) / schedule.alpha(times) for times in grids]
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_of_sigmas_has_those_sigmas(schedule):
-    schedule = SCHEDULES[schedule]
-    np.testing.assert_allclose(ratio(schedule, grid.of_sigmas(schedule, ALIGNED)), ALIGNED, rtol=1e-4)
-    times = grid.of_sigmas(schedule, ALIGNED, 25)
+    own, finer = ratios_of_sigmas(one_of(schedule))
+    np.testing.assert_allclose(own, ALIGNED, rtol=1e-4)
     ends = np.linspace(0, 1, 25), np.linspace(0, 1, len(ALIGNED))
-    np.testing.assert_allclose(ratio(schedule, times), np.exp(np.interp(*ends, np.log(ALIGNED))), rtol=1e-4)
+    np.testing.assert_allclose(finer, np.exp(np.interp(*ends, np.log(ALIGNED))), rtol=1e-4)
 
 
 def test_of_sigmas_clips_its_ends():
@@ -101,20 +117,19 @@ GRIDS = {
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_traced_n_repeats_the_tail(name):
-    traced = jax.jit(lambda n: GRIDS[name](n, 12))
+    traced = jax.jit(chex.assert_max_traces(lambda n: GRIDS[name](n, 12), n=1))
     for n in (2, 7, 12):
         padded, short = traced(n), GRIDS[name](n, None)
         np.testing.assert_allclose(padded[:n], short, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(padded[n:], np.full(12 - n, short[-1]), rtol=1e-5)
-    assert traced._cache_size() == 1
 
 
 @pytest.mark.parametrize("schedule", MORE_SCHEDULES)
 def test_grids_stay_in_the_domain(schedule):
-    schedule = MORE_SCHEDULES[schedule]
-    for times in (grid.exponential(schedule, 20), grid.polyexponential(schedule, 20, 2.0), grid.beta(schedule, 20)):
-        assert (np.diff(times) < 0).all()
-        np.testing.assert_allclose([times[0], times[-1]], [schedule.t_max, schedule.t_min], rtol=1e-6)
+    own = MORE_SCHEDULES[schedule]
+    for name, times in of_schedule(one_of(schedule, MORE_SCHEDULES)).items():
+        assert (np.diff(times) < 0).all(), name
+        np.testing.assert_allclose([times[0], times[-1]], [own.t_max, own.t_min], rtol=1e-6, err_msg=name)
 
 
 def test_every_grid_of_a_config_can_be_sampled_on():
@@ -154,10 +169,8 @@ def test_optimize_finds_the_closed_form():
     assert times[0] == start[0] and times[-1] == start[-1]
 
 
-@pytest.mark.parametrize(
-    "name,solver,gain",
-    [pytest.param("vp", solvers.DDIM(0.0), 1.3, marks=pytest.mark.slow), ("flow", solvers.Heun(), 3.0)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name,solver,gain", [("vp", solvers.DDIM(0.0), 1.3), ("flow", solvers.Heun(), 3.0)])
 def test_optimized_times_are_better_on_new_noise(name, solver, gain):
     """5 steps with learned times against the best of three fixed grids, on noise that was not trained on."""
     schedule = SCHEDULES[name]
@@ -176,3 +189,59 @@ def test_optimized_times_are_better_on_new_noise(name, solver, gain):
     fixed = [error(f(schedule, 6)) for f in (grid.log_snr, grid.karras, grid.beta)]
     times, _ = grid.optimize(run, schedule, grid.karras(schedule, 6), truth[0])
     assert error(times) * gain < min(fixed)
+
+
+# ---------------------------------------------------------------- where a schedule has no signal left
+
+SILENT = {
+    "cosine table": jdiff.discrete(jdiff.betas.cosine(1000)),
+    "zero terminal SNR": jdiff.discrete(jdiff.betas.zero_terminal_snr(jdiff.betas.linear(1000))),
+}
+STARTS = MORE_SCHEDULES | SILENT
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_spacing_starts_at_the_lowest_useful_log_snr(name):
+    """Evenly from max(own log-SNR at t_max, -10), on every schedule; the user can ask for more."""
+    schedule, t_max = STARTS[name], jnp.float32(1.0)
+    with jax.enable_x64(True):
+        own, end = (float(jdiff.log_snr(schedule, t)) for t in (t_max, schedule.t_min))
+        for times, lowest in (
+            (grid.log_snr(schedule, 20), grid.LOWEST_LOG_SNR),
+            (grid.log_snr(schedule, 20, lowest=-18.0), -18.0),
+            (grid.polyexponential(schedule, 20), grid.LOWEST_LOG_SNR),
+        ):
+            spaced = np.linspace(max(own, lowest), end, 20)
+            np.testing.assert_allclose(jdiff.log_snr(schedule, times)[1:], spaced[1:], rtol=1e-4, atol=1e-4)
+            nearly_silent = schedule.alpha(t_max) > 0 and own < lowest - 1
+            assert (times[0] < schedule.t_max) == nearly_silent
+            if nearly_silent:
+                np.testing.assert_allclose(jdiff.log_snr(schedule, times)[0], lowest, rtol=1e-4)
+        wide = grid.karras(schedule, 20, sigma_max=np.exp(9.0))  # log-SNR -18
+        np.testing.assert_allclose(jdiff.log_snr(schedule, wide)[0], max(own, -18.0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_samples_on_tables_that_end_without_signal(name):
+    """N(1, 1/4) from 20 times: the standard deviation was 5.62 where grids began at log-SNR -40."""
+    schedule = SILENT[name]
+    denoise = jdiff.oracle.Gaussian([1.0], [[0.25]]).denoise(schedule)
+
+    @jax.jit
+    def moments(times):
+        x = jdiff.prior(schedule, jax.random.key(0), (4096, 1), times[0])
+        x0 = jdiff.sample(solvers.Heun(), denoise, schedule, x, times)
+        return x0.mean(), x0.std()
+
+    for build in (grid.karras, grid.log_snr, grid.polyexponential):
+        mean, std = moments(build(schedule, 20))
+        assert abs(mean - 1) < 0.03 and abs(std - 0.5) < 0.03, (build.__name__, mean, std)
+
+
+def test_optimize_starts_from_any_times():
+    """Also from times whose second lies below the lowest useful log-SNR: finite, descending, and no worse."""
+    schedule = SILENT["cosine table"]
+    times = jnp.array([1.0, 0.9985, 0.5, 0.01])
+    assert jdiff.log_snr(schedule, times[1]) < grid.LOWEST_LOG_SNR
+    learnt, losses = grid.optimize(lambda t: t, schedule, times, jnp.array([1.0, 0.9, 0.4, 0.01]), steps=50)
+    assert (np.diff(learnt) < 0).all() and np.isfinite(losses).all() and losses.min() < losses[0]

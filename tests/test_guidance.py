@@ -1,5 +1,6 @@
 """Guidance: the extrapolation, its conventions and its shapes."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +73,33 @@ def test_interval_saves_evaluations():
     jax.block_until_ready(jax.jit(jdiff.sample)(jdiff.solvers.Euler(), guided, SCHEDULE, X, times))
     jax.effects_barrier()
     assert len(count) == 20 + inside
+
+
+def test_interval_keeps_learned_variances():
+    """`extra` is that of the denoiser that holds at t, and DDPM("learned") samples with it."""
+
+    def network(params, x, label, cond):
+        return jnp.concatenate([x, jnp.full_like(x, params)], -1)
+
+    c, u = (jdiff.denoiser(network, v, SCHEDULE, jdiff.targets.V(), learned_variance=True) for v in (0.5, -0.5))
+    for high, expected in ((1e6, u), (1e-6, c)):
+        either = interval(cfg(u, c, 2.0), c, 0.0, high)
+        chex.assert_trees_all_equal(either.predict(X, T).extra, expected.predict(X, T).extra, strict=True)
+    times = jnp.array([0.1, 0.4, 0.9])
+    ratio = float(SCHEDULE.sigma(T) / SCHEDULE.alpha(T))
+    mixed = interval(cfg(u, c, 2.0), c, 0.5 * ratio, 2 * ratio).predict(X, times).extra
+    chex.assert_trees_all_close(mixed, jnp.array([[0.5] * 2, [-0.5] * 2, [0.5] * 2]), rtol=1e-6)
+    learned = jdiff.solvers.DDPM("learned")
+    grid = jdiff.grid.log_snr(SCHEDULE, 4)
+    always, plain = (
+        jdiff.sample(learned, denoise, SCHEDULE, X, grid, jax.random.key(0))
+        for denoise in (interval(c, c, 0.2, 1.0), c)
+    )
+    chex.assert_trees_all_close(always, plain, rtol=1e-6)
+    without = jdiff.denoiser(lambda p, x, *_: x, (), SCHEDULE, jdiff.targets.V())
+    assert interval(without, c, 0.0, 1.0).predict(X, T).extra is None
+    with pytest.raises(ValueError, match="learned_variance=True"):
+        jdiff.sample(learned, interval(without, c, 0.0, 1.0), SCHEDULE, X, grid, jax.random.key(0))
 
 
 @pytest.mark.parametrize("quantile", [None, 0.8])

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jdiff.arrays import Array, Denoise, as_time, check_time, expand, noun
+from jdiff.arrays import Array, Denoise, as_time, check_time, expand, noun, number, per_sample
 from jdiff.forward import Prediction
 
 
@@ -15,7 +15,10 @@ class Guided:
 
     conditional: Denoise
     unconditional: Denoise
-    w: Any
+    w: Any = per_sample()
+
+    def check(self):
+        object.__setattr__(self, "w", number(self.w))
 
     def __call__(self, x: Array, t) -> Array:
         """u + w (c - u), (B, ...)."""

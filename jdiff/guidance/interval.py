@@ -27,19 +27,28 @@ class Interval:
         return self.predict(x, t).x0
 
     def predict(self, x: Array, t) -> Prediction:
-        """The prediction of whichever denoiser holds at t; for one scalar t only that one is evaluated."""
+        """The prediction of whichever denoiser holds at t; for one scalar t only that one is evaluated.
+
+        `extra`, as a learned variance, is that of the same denoiser; None unless both have one of the same shape.
+        """
         check_time(t, x)
         t = as_time(t)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         inside = (sigma > self.low * alpha) & (sigma <= self.high * alpha)
 
+        def whole(denoise):
+            return lambda: predict(denoise, self.schedule, x, t)
+
+        shapes = [jax.eval_shape(whole(denoise)).extra for denoise in (self.guided, self.conditional)]
+        alike = jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1]) and shapes[0] == shapes[1]
+
         def either(denoise):
-            return lambda: predict(denoise, self.schedule, x, t)._replace(extra=None)
+            return whole(denoise) if alike else lambda: whole(denoise)()._replace(extra=None)
 
         if t.ndim == 0:
             return lax.cond(inside, either(self.guided), either(self.conditional))
-        mask = expand(inside, x) > 0
-        return jax.tree.map(lambda a, b: jnp.where(mask, a, b), either(self.guided)(), either(self.conditional)())
+        guided, conditional = either(self.guided)(), either(self.conditional)()
+        return jax.tree.map(lambda a, b: jnp.where(expand(inside, x) > 0, a, b), guided, conditional)
 
 
 def interval(guided: Denoise, conditional: Denoise, low, high) -> Interval:

@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 
-from jdiff.arrays import Number, expand, noun
+from jdiff.arrays import LARGEST, Number, check_range, expand, noun
 from jdiff.forward import predict
 from jdiff.solvers import stages
-from jdiff.solvers.base import Mix, check_order, mix
+from jdiff.solvers.base import Mix, check_order, mix, steps_before
 from jdiff.solvers.multistep import Multistep, Start, starting
 from jdiff.solvers.polynomial import DATA, NOISE, NOISE_BY_INDEX, NOISE_BY_RATIO, NOISE_BY_TIME
 
@@ -87,10 +87,13 @@ class GradientEstimation:
     order = 1
     stochastic = False
 
-    def plan(self, schedule, times, n):
+    def check(self):
+        check_range(self, -LARGEST, gamma=self.gamma)
+
+    def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
         total = NOISE.total(schedule, t, s, 1.0)
-        has_past = jnp.arange(len(t)) > 0
+        has_past = steps_before(breaks, len(t)) > 0
         first = Mix(schedule.alpha(s), schedule.sigma(s), jnp.zeros_like(total))
         return first, jnp.where(has_past, (1 - self.gamma) * total, 0)
 

@@ -36,7 +36,7 @@ class Ancestral:
     def order(self):
         return 1 if self.stochastic else self.base.order
 
-    def plan(self, schedule, times, n):
+    def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
         alpha, sigma = schedule.alpha(s), schedule.sigma(s)
         c = jnp.minimum(self.eta**2 * fresh_noise(schedule, t, s), MOST_FRESH)

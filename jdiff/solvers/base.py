@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from jdiff.arrays import Array, Denoise, concrete, expand, normal
+from jdiff.arrays import Array, Denoise, check_range, concrete, expand, normal
 from jdiff.forward import Prediction
 from jdiff.schedules import Schedule
 
@@ -32,8 +33,12 @@ class Solver(Protocol):
     order: int
     stochastic: bool
 
-    def plan(self, schedule: Schedule, times: Array, n) -> Any:
-        """A pytree with leading axis N - 1: what each step needs, from times (N,) of which n count."""
+    def plan(self, schedule: Schedule, times: Array, n, breaks: Array | None = None) -> Any:
+        """A pytree with leading axis N - 1: what each step needs, from times (N,) of which n count.
+
+        `breaks`, (N - 1,): the steps before which another solver has moved x, so that the steps before it belong to
+        another path. A solver that remembers earlier predictions begins anew there; the others ignore it.
+        """
 
     def init(self, x: Array) -> Any:
         """The state before the first step."""
@@ -42,21 +47,26 @@ class Solver(Protocol):
         """(x_s, state). `key`: one key per sample (B,), or None."""
 
 
+def steps_before(breaks: Array | None, count: int) -> Array:
+    """How many earlier steps of the same path each of `count` steps has, (count,): those since the last break."""
+    i = jnp.arange(count)
+    return i if breaks is None else i - lax.cummax(jnp.where(breaks, i, 0))
+
+
 def nearly_noise(schedule: Schedule, t: Array) -> Array:
     """Whether alpha is so small beside sigma that nothing may be divided by it."""
     return schedule.alpha(t) < LEAST_ALPHA * schedule.sigma(t)
 
 
-def check_at_least(solver, least: float, **numbers) -> None:
-    """Raise ValueError unless each number, where it is known now, is `least` or more."""
-    for name, value in numbers.items():
-        if value is not None and concrete(value) and not (np.asarray(value) >= least).all():
-            raise ValueError(f"{type(solver).__name__}: {name} must be {least} or more, got {value}")
+def check_at_least(solver, least: float, /, **numbers) -> None:
+    """Raise ValueError unless each number, where it is known now, is `least` or more, and finite."""
+    check_range(solver, least, **numbers)
 
 
 def check_order(name: str, order, most: int | None = None) -> None:
     """Raise ValueError unless `order` is a whole number from 1 to `most`."""
-    if not isinstance(order, int) or isinstance(order, bool) or order < 1 or (most is not None and order > most):
+    whole = isinstance(order, (int, np.integer)) and not isinstance(order, bool)
+    if not whole or order < 1 or (most is not None and order > most):
         upto = f"1 to {most}" if most else "1 or more"
         raise ValueError(f"{name}: order must be a whole number, {upto}; got {order!r}")
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jdiff.arrays import Number, expand, noun, safe_sqrt
+from jdiff.arrays import Number, check_range, expand, noun, safe_sqrt
 from jdiff.schedules import last_time, time_at
 from jdiff.solvers.ancestral import check_base, scaled_noise
 from jdiff.solvers.base import check_at_least, is_positive, nearly_noise
@@ -27,7 +27,8 @@ class Churn:
     s_noise: Number = 1.0
 
     def check(self):
-        check_at_least(self, 0, churn=self.churn, s_min=self.s_min, s_max=self.s_max, s_noise=self.s_noise)
+        check_at_least(self, 0, churn=self.churn, s_min=self.s_min, s_noise=self.s_noise)
+        check_range(self, 0, float("inf"), s_max=self.s_max)
         check_base(self, self.base)
 
     @property
@@ -38,7 +39,7 @@ class Churn:
     def stochastic(self):
         return is_positive(self.churn)
 
-    def plan(self, schedule, times, n):
+    def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         blind = nearly_noise(schedule, t)

@@ -5,7 +5,7 @@ import numpy as np
 
 from jdiff.arrays import Number, concrete, expand, noun, safe_divide, safe_sqrt, static
 from jdiff.forward import fresh_noise, predict
-from jdiff.solvers.base import Mix, mix
+from jdiff.solvers.base import Mix, check_at_least, mix
 
 
 @noun
@@ -13,21 +13,21 @@ class DDIM:
     """x_s = alpha_s x_0 + sigma_s (sqrt(1 - c) eps + sqrt(c) z), with c = min(eta^2 (1 - SNR_t / SNR_s), 1).
 
     eta = 0 is deterministic: the probability-flow ODE by Euler in sigma/alpha. eta = 1 is DDPM's ancestral sampling.
-    Song et al. 2021, arXiv:2010.02502, eq. 12 and 16. Raises ValueError for a negative eta.
+    A larger eta renews more of the noise, up to all of it (c = 1), as any step has room for.
+    Song et al. 2021, arXiv:2010.02502, eq. 12 and 16. Raises ValueError for an eta that is negative or not finite.
     """
 
     eta: Number = 0.0
     order = 1
 
     def check(self):
-        if concrete(self.eta) and (np.asarray(self.eta) < 0).any():
-            raise ValueError(f"DDIM: eta must be 0 (deterministic) or more, got {self.eta}")
+        check_at_least(self, 0, eta=self.eta)
 
     @property
     def stochastic(self):
         return concrete(self.eta) and bool((np.asarray(self.eta) > 0).any())
 
-    def plan(self, schedule, times, n):
+    def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
         fresh = jnp.minimum(self.eta**2 * fresh_noise(schedule, t, s), 1)
         sigma = schedule.sigma(s)
@@ -60,7 +60,7 @@ class DDPM:
         if self.variance not in VARIANCES:
             raise ValueError(f"DDPM: unknown variance {self.variance!r}; one of {', '.join(VARIANCES)}")
 
-    def plan(self, schedule, times, n):
+    def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
         fresh, sigma_t, sigma_s = fresh_noise(schedule, t, s), schedule.sigma(t), schedule.sigma(s)
         v = VARIANCES[self.variance] or 0.0
@@ -76,6 +76,9 @@ class DDPM:
         scale = None
         if self.variance == "learned":
             if prediction.extra is None:
-                raise ValueError("DDPM: variance 'learned' needs a denoiser made with learned_variance=True")
+                raise ValueError(
+                    "DDPM: variance 'learned' finds none in the prediction; make the denoiser, and each one that its "
+                    "guidance chooses from, with learned_variance=True"
+                )
             scale = expand(growth, x) ** (0.5 * (prediction.extra + 1))
         return mix(coefficients, prediction, x, key, scale), state

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.arrays import Number, expand, fold, normal, noun, static
+from jdiff.arrays import Number, expand, fold, normal, noun, part, static
 from jdiff.forward import predict
 from jdiff.solvers.base import check_at_least, check_order, nearly_noise
 
@@ -59,24 +59,26 @@ class Langevin:
 
 @noun
 class PredictorCorrector:
-    """A step of `predictor` from t to s, then `corrector` at s.  Song et al. 2021, arXiv:2011.13456, algorithm 1."""
+    """A step of `predictor` from t to s, then `corrector` at s.  Song et al. 2021, arXiv:2011.13456, algorithm 1.
+
+    The corrector moves x, so a `predictor` of several steps has no earlier prediction to use: each of its steps is a
+    first one, of first order unless it starts with single steps of a higher order.
+    """
 
     predictor: object
     corrector: object = Langevin()
+    order = 1
     stochastic = True
 
-    @property
-    def order(self):
-        return self.predictor.order
-
-    def plan(self, schedule, times, n):
-        return self.predictor.plan(schedule, times, n)
+    def plan(self, schedule, times, n, breaks=None):
+        return self.predictor.plan(schedule, times, n, jnp.ones(len(times) - 1, bool))
 
     def init(self, x):
         return self.predictor.init(x)
 
     def step(self, denoise, schedule, x, now, state, key):
-        x, state = self.predictor.step(denoise, schedule, x, now, state, key)
+        # keys of their own for the two: solvers may be nested
+        x, state = self.predictor.step(denoise, schedule, x, now, state, part(key, now.t, now.s, 0))
         return self.corrector.correct(denoise, schedule, x, now.s, fold(key, 1)), state
 
 
@@ -98,7 +100,7 @@ class AnnealedLangevin:
         check_at_least(self, 0, step_size=self.step_size)
         check_order("AnnealedLangevin, number of steps as", self.steps)
 
-    def plan(self, schedule, times, n):
+    def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
         blind = nearly_noise(schedule, t)
         return jnp.where(

@@ -13,7 +13,7 @@ from jax import lax
 from jdiff.arrays import Array, Number, expand, noun, safe_sqrt, static
 from jdiff.forward import predict
 from jdiff.solvers import polynomial, stages
-from jdiff.solvers.base import Mix, check_at_least, check_order, is_positive, mix, nearly_noise
+from jdiff.solvers.base import Mix, check_at_least, check_order, is_positive, mix, nearly_noise, steps_before
 from jdiff.solvers.polynomial import DATA, NOISE_BY_RATIO, Rule
 
 FEW = 15  # below so many times, the last steps take lower orders: Lu et al. 2022, arXiv:2211.01095, appendix
@@ -34,6 +34,7 @@ class MultistepPlan(NamedTuple):
     first: Mix
     pulls: Array
     start: tuple
+    before: Array  # how many earlier steps of the same path there are
 
 
 @noun
@@ -42,7 +43,8 @@ class Multistep:
 
     `nodes` predictions are interpolated (see `polynomial`), fewer at the start, and at the end of a grid of fewer than
     `few` times. `corrector` > 0 corrects each step with so many of the old predictions and the new one. Orders above 2
-    are reached only with a `start` of that order: low-order first steps leave an error of second order behind.
+    are reached only with a `start` of that order: low-order first steps leave an error of second order behind. After
+    each of the plan's `breaks` the method starts again: predictions of another path are never used.
     """
 
     eta: Number | None = None
@@ -70,7 +72,7 @@ class Multistep:
         """How many past predictions a step needs."""
         return max(self.nodes, self.corrector) if self.corrector else self.nodes - 1
 
-    def plan(self, schedule, times, n):
+    def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
         eta = 0.0 if self.eta is None else self.eta
         h = polynomial.half_log_snr(schedule, s) - polynomial.half_log_snr(schedule, t)
@@ -79,16 +81,17 @@ class Multistep:
         start = ()
         if self.start is not None:
             start = stages.plan(self.start.rule, self.start.tableau, schedule, t, s, None, self.start.two_nodes)
-        return MultistepPlan(first, self._pulls(schedule, times, n, 1 + eta), start)
+        before = steps_before(breaks, len(t))
+        return MultistepPlan(first, self._pulls(schedule, times, n, 1 + eta, before), start, before)
 
-    def _pulls(self, schedule, times, n, k):
+    def _pulls(self, schedule, times, n, k, before):
         """What each step adds of (p_j - p_0), for the H predictions before it: predictor, and last step's corrector."""
         t, s = times[:-1], times[1:]
         i = jnp.arange(len(t))
         c = self.rule.coordinate(schedule, times)
         blind = nearly_noise(schedule, times)
         back = i[:, None] - jnp.arange(max(self.nodes, self.corrector))[None]
-        nodes, exists = c[jnp.maximum(back, 0)], back >= 0
+        nodes, exists = c[jnp.maximum(back, 0)], back >= (i - before)[:, None]
         usable = exists & ~blind[jnp.maximum(back, 0)] | (back == i[:, None])
         room = jnp.where(n < self.few, n - i, nodes.shape[-1])
         among = jnp.arange(nodes.shape[-1])[None] < jnp.minimum(self.nodes, room)[:, None]
@@ -103,12 +106,12 @@ class Multistep:
         corrector = polynomial.weights(self.rule, schedule, t, s, c[:-1], c[1:], with_new, usable, k, self.two_nodes)
         change = corrector - jnp.pad(predictor, ((0, 0), (1, 0)))  # of x_s, over (new, present, past ...)
         first = 1 if self.start is None else self.start.count + 1
-        last = jnp.where((i >= first)[:, None], jnp.roll(change, 1, 0), 0)
+        last = jnp.where((before >= first)[:, None], jnp.roll(change, 1, 0), 0)
         carried = self.rule.carry(schedule, t, s, k)[:, None] * last
         return jnp.pad(predictor, ((0, 0), (0, 1)))[:, 1:] + carried[:, 1:]
 
     def init(self, x):
-        return jnp.zeros((self.memory, *x.shape), x.dtype)
+        return jnp.zeros_like(x, shape=(self.memory, *x.shape))
 
     def step(self, denoise, schedule, x, now, state, key):
         first = predict(denoise, schedule, x, now.t)
@@ -124,7 +127,7 @@ class Multistep:
             start = self.start
             return stages.advance(start.rule, start.tableau, now.plan.start, denoise, schedule, x, now.t, first)
 
-        y = multistep() if self.start is None else lax.cond(now.i < self.start.count, single_step, multistep)
+        y = multistep() if self.start is None else lax.cond(now.plan.before < self.start.count, single_step, multistep)
         return y, jnp.concatenate([present[None], state[:-1]]) if self.memory else state
 
 

@@ -85,6 +85,34 @@ def _noise_total(schedule, t, s, k):
     return jnp.where(kept == 0, 0, change)
 
 
+def _time_of_ratio(schedule, c):
+    return time_of(schedule, -2 * jnp.log(c))
+
+
+def _times(schedule, times):
+    return times
+
+
+def _same_time(schedule, c):
+    return c
+
+
+def _index(schedule, times):
+    return jnp.arange(len(times)).astype(times.dtype)
+
+
+def _data_density(schedule, c, c_t, c_s, k):
+    return jnp.exp(k * (c - c_s))
+
+
+def _noise_density(schedule, c, c_t, c_s, k):
+    return jnp.exp(c_t - c)
+
+
+def _ratio_density(schedule, c, c_t, c_s, k):
+    return -derivative(lambda t: _ratio(schedule, t), c)
+
+
 def _flat(schedule, c, c_t, c_s, k):
     return jnp.ones_like(c)
 
@@ -97,31 +125,13 @@ def _eps(prediction):
     return prediction.eps
 
 
-DATA = Rule(
-    _x0, half_log_snr, _time_of_half, lambda schedule, c, c_t, c_s, k: jnp.exp(k * (c - c_s)), _data_total, _data_carry
-)
-NOISE = Rule(
-    _eps, half_log_snr, _time_of_half, lambda schedule, c, c_t, c_s, k: jnp.exp(c_t - c), _noise_total, _noise_carry
-)
-NOISE_BY_RATIO = Rule(
-    _eps, _ratio, lambda schedule, c: time_of(schedule, -2 * jnp.log(c)), _flat, _noise_total, _noise_carry
-)
-NOISE_BY_TIME = Rule(
-    _eps,
-    lambda schedule, times: times,
-    lambda schedule, c: c,
-    lambda schedule, c, c_t, c_s, k: -derivative(lambda t: _ratio(schedule, t), c),
-    _noise_total,
-    _noise_carry,
-)
-NOISE_BY_INDEX = Rule(
-    _eps,
-    lambda schedule, times: jnp.arange(len(times)).astype(times.dtype),
-    None,  # a grid has no time between its steps
-    _flat,
-    _noise_total,
-    _noise_carry,
-    2,
+# functions with names: solvers can then be pickled
+DATA = Rule(_x0, half_log_snr, _time_of_half, _data_density, _data_total, _data_carry)
+NOISE = Rule(_eps, half_log_snr, _time_of_half, _noise_density, _noise_total, _noise_carry)
+NOISE_BY_RATIO = Rule(_eps, _ratio, _time_of_ratio, _flat, _noise_total, _noise_carry)
+NOISE_BY_TIME = Rule(_eps, _times, _same_time, _ratio_density, _noise_total, _noise_carry)
+NOISE_BY_INDEX = Rule(  # a grid has no time between its steps; the density is nearly right for two nodes
+    _eps, _index, None, _flat, _noise_total, _noise_carry, 2
 )
 
 

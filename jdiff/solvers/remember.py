@@ -29,8 +29,8 @@ class Remember:
     def stochastic(self):
         return self.base.stochastic
 
-    def plan(self, schedule, times, n):
-        return self.base.plan(schedule, times, n)
+    def plan(self, schedule, times, n, breaks=None):
+        return self.base.plan(schedule, times, n, breaks)
 
     def init(self, x):
         return self.base.init(x), jnp.zeros_like(x)

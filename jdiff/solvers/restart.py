@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.arrays import Number, expand, fold, normal, noun, safe_sqrt, static
+from jdiff.arrays import Number, expand, fold, normal, noun, part, safe_sqrt, static
 from jdiff.schedules import time_at
 from jdiff.solvers.base import Now, check_at_least, check_order
 from jdiff.solvers.runge_kutta import Heun
@@ -16,7 +16,8 @@ class Restart:
 
     Each round: x <- (alpha_h/alpha_s) x + sqrt(sigma_h^2 - (alpha_h sigma_s/alpha_s)^2) z, with h where sigma/alpha =
     high, then `steps` of Heun's down to s on the rho = 7 grid. Intervals that the grid does not cross do
-    nothing; several are nested: Restart(Restart(Heun(), ...), ...).  Xu et al. 2023, arXiv:2306.14878, algorithm 1.
+    nothing; several are nested: Restart(Restart(Heun(), ...), ...). A `base` of several steps starts again after a
+    restart, which has moved x.  Xu et al. 2023, arXiv:2306.14878, algorithm 1.
     Raises ValueError unless 0 < low < high.
     """
 
@@ -37,7 +38,7 @@ class Restart:
         check_order("Restart, number of rounds as", self.rounds)
         check_order("Restart, number of steps as", self.steps)
 
-    def plan(self, schedule, times, n):
+    def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
         above = schedule.sigma(times) > self.low * schedule.alpha(times)  # no ratio: alpha may be 0 at the first time
         crossed = above[:-1] & ~above[1:] & (jnp.arange(len(t)) < n - 1)
@@ -51,14 +52,16 @@ class Restart:
         inner = time_at(schedule, jnp.ones_like(a + u), (a + u * (b - a)) ** 7)
         inner = inner.at[:, 0].set(top).at[:, -1].set(s)
         plan = jax.vmap(lambda row: Heun().between(schedule, row[:-1], row[1:]))(inner)
-        return crossed, inner, plan, self.base.plan(schedule, times, n)
+        after = jnp.concatenate([jnp.zeros_like(crossed[:1]), crossed[:-1]])  # the steps that follow a restart
+        return crossed, inner, plan, self.base.plan(schedule, times, n, after if breaks is None else after | breaks)
 
     def init(self, x):
         return self.base.init(x)
 
     def step(self, denoise, schedule, x, now, state, key):
         crossed, inner, inner_plan, plan = now.plan
-        x, state = self.base.step(denoise, schedule, x, now._replace(plan=plan), state, key)
+        # keys of their own for the two: solvers may be nested
+        x, state = self.base.step(denoise, schedule, x, now._replace(plan=plan), state, part(key, now.t, now.s, 0))
         top, s = inner[0], inner[-1]
         grow = schedule.alpha(top) / schedule.alpha(s)
         noise = safe_sqrt(schedule.sigma(top) ** 2 - (grow * schedule.sigma(s)) ** 2)

@@ -52,7 +52,7 @@ class RungeKutta:
             first.append((Mix(a, b, jnp.zeros_like(a)), jnp.where(blind, a + b, a)))
         return _Plan(tuple(times), tuple(first), alpha[1] - alpha[0], sigma[1] - sigma[0])
 
-    def plan(self, schedule, times, n):
+    def plan(self, schedule, times, n, breaks=None):
         return self.between(schedule, times[:-1], times[1:])
 
     def init(self, x):

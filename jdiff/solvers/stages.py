@@ -144,7 +144,7 @@ class SingleStep:
         """The plan of steps from t (N,) to s (N,), wherever they are."""
         return plan(self.rule, self.tableau, schedule, t, s, self.eta, self.two_nodes)
 
-    def plan(self, schedule, times, n):
+    def plan(self, schedule, times, n, breaks=None):
         return self.between(schedule, times[:-1], times[1:])
 
     def init(self, x):

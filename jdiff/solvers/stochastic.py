@@ -15,7 +15,8 @@ class EulerMaruyama:
 
     eta = 1 is the reverse SDE, eta = 0 the probability-flow ODE by Euler in t; all have the same marginals. A step from
     alpha = 0, where f is infinite, is one of `DDIM(eta)`.  Song et al. 2021, arXiv:2011.13456, eq. 6 and section 4.1.
-    Raises ValueError for a negative eta.
+    The noise of a step grows with eta^2, without a limit: above 1, take shorter steps. Raises ValueError for an eta
+    that is negative or not finite.
     """
 
     eta: Number = 1.0
@@ -28,7 +29,7 @@ class EulerMaruyama:
     def stochastic(self):
         return is_positive(self.eta)
 
-    def plan(self, schedule, times, n):
+    def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
         blind = nearly_noise(schedule, t)
         inner = jnp.where(blind, s, t)  # a time at which f is finite
