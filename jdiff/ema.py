@@ -9,15 +9,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jdiff.arrays import Array
+from jdiff.arrays import Array, wide
 
 
 def update(ema: Any, params: Any, keep) -> Any:
-    """keep * ema + (1 - keep) * params, leaf by leaf, in the dtype of `ema`; exact where the two agree."""
+    """keep * ema + (1 - keep) * params, leaf by leaf; exact where the two agree.
+
+    In the dtype of `ema`, but computed and returned in float32 at least: in bfloat16 a decay of 0.999 is 1, and the
+    average would stay where it began. Leaves that are not floating are those of `params`: an average of integers is
+    none.
+    """
 
     def leaf(old, new):
+        if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
+            return new
+        old, kind = wide(old), jnp.finfo(jnp.result_type(new))
         new = jnp.asarray(new, old.dtype)
+        if kind.bits < 32:  # or XLA averages what the parameters were before they were rounded
+            new = lax.reduce_precision(new, kind.nexp, kind.nmant)
         return new + jnp.asarray(keep, old.dtype) * (old - new)
 
     return jax.tree.map(leaf, ema, params)
@@ -27,7 +38,7 @@ def constant(decay: float) -> Callable[[Array], Array]:
     """The same decay at every step.  Raises ValueError outside [0, 1)."""
     if not 0 <= decay < 1:
         raise ValueError(f"ema: decay must be in [0, 1), got {decay}")
-    return lambda step: jnp.asarray(decay, jnp.float32)
+    return lambda step: jnp.asarray(decay, float)
 
 
 def half_life(images: float, batch: int, ramp: float | None = 0.05) -> Callable[[Array], Array]:
@@ -40,7 +51,7 @@ def half_life(images: float, batch: int, ramp: float | None = 0.05) -> Callable[
         raise ValueError(f"ema: half-life {images}, batch {batch} and ramp {ramp} must be positive")
 
     def decay(step):
-        seen = jnp.asarray(step + 1, jnp.float32) * batch
+        seen = jnp.asarray(step + 1, float) * batch
         memory = images if ramp is None else jnp.minimum(images, ramp * seen)
         return jnp.exp2(-batch / memory)
 
@@ -57,7 +68,7 @@ def warmup(max_decay: float = 0.9999, inv_gamma: float = 1.0, power: float = 2 /
         raise ValueError(
             f"ema: max_decay must be in [0, 1), inv_gamma and power positive; got {max_decay}, {inv_gamma}, {power}"
         )
-    return lambda step: jnp.minimum(max_decay, 1 - (1 + jnp.asarray(step, jnp.float32) / inv_gamma) ** -power)
+    return lambda step: jnp.minimum(max_decay, 1 - (1 + jnp.asarray(step, float) / inv_gamma) ** -power)
 
 
 def power(sigma_rel: float) -> Callable[[Array], Array]:
@@ -78,7 +89,7 @@ def power_gamma(gamma: float) -> Callable[[Array], Array]:
     if not -1 < gamma < math.inf:
         raise ValueError(f"ema: gamma must be above -1, got {gamma}")
     # by log1p: in float32, 1 - 1/t has lost 1/t after some 100,000 steps
-    return lambda step: jnp.exp((gamma + 1) * jnp.log1p(-1 / (jnp.asarray(step, jnp.float32) + 1)))
+    return lambda step: jnp.exp((gamma + 1) * jnp.log1p(-1 / (jnp.asarray(step, float) + 1)))
 
 
 def sigma_rel_of(gamma: float) -> float:

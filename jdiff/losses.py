@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jdiff import levels as laws
-from jdiff.arrays import Array, Number, check_same_shape, concrete, each, expand, normal, split
+from jdiff.arrays import Array, Number, check_floating, check_same_shape, concrete, each, expand, normal, split, wide
 from jdiff.conditioning import LogSNR
 from jdiff.coupling import Independent
 from jdiff.denoisers import run_network, split_variance
@@ -49,7 +49,8 @@ def denoising(
     in Chen et al. 2022, arXiv:2208.04202, that are shown the network's own estimate of x_0, made without gradient, on
     the last axis beside x_t; the others 0 (the estimate costs every batch one forward pass).
 
-    `key`: one key, or a `BatchKey` for a slice of the global batch: row i draws by its global position.
+    `key`: one key, or a `BatchKey` for a slice of the global batch: row i draws by its global position. Noise, x_t and
+    errors are float32 at least, whatever the data's dtype; the network may compute in another.
     aux: `t` (B,) and `each` (B,), the loss of each sample, before the importance of levels that have one. Raises
     ValueError if data is not floating, the network's output has not data's shape, or the share is not in [0, 1].
     """
@@ -166,8 +167,8 @@ def _look(
     apply, params, key, data, cond, read, self_conditioning, *, schedule, target, conditioning, levels, coupling
 ) -> _Seen:
     """Noise the data, run the network, compare. `read(output, x) -> (F, what else it says)`."""
-    if not jnp.issubdtype(data.dtype, jnp.floating):
-        raise ValueError(f"data has dtype {data.dtype}; expected floating numbers: scale images to [-1, 1] first")
+    check_floating("data", data)
+    data = wide(data)
     k_t, k_eps, k_pair, k_self = split(key, 4)
     t = levels(k_t, data.shape[0], schedule)
     eps = coupling(k_pair, data, normal(k_eps, data.shape, data.dtype))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jdiff.arrays import wide
 from jdiff.names import did_you_mean
 
 # ---------------------------------------------------------------- learning rates
@@ -28,7 +29,7 @@ def _linear(lr, steps, end=0.0):
 
 
 def _inverse_sqrt(lr, steps, reference):
-    if not reference > 0:
+    if not (_is_number(reference) and 0 < reference < math.inf):
         raise ValueError(f"reference is the step at which the decay begins, positive; got {reference}")
     return lambda step: lr / jnp.sqrt(jnp.maximum(jnp.asarray(step, jnp.float32) / reference, 1.0))
 
@@ -70,6 +71,7 @@ def lr_schedule(name: str, lr: float, steps: int, warmup_steps: int = 0, **args)
 NOT_DECAYED = {
     "bias", "biases", "scale", "gain", "norm", "embedding", "embeddings", "pos", "position", "positions", "nothing",
 }  # fmt: skip
+FIXED = {"frequencies", "phases", "sigmas"}  # vectors of our networks that no gradient reaches
 
 
 def kernels(params: Any) -> Any:
@@ -80,13 +82,27 @@ def kernels(params: Any) -> Any:
     """
 
     def leaf(path, a):
-        names = [str(getattr(key, "key", getattr(key, "name", ""))).lower() for key in path]
+        names = _names(path)
         if names and names[-1] == "kernel":
             return jnp.ndim(a) >= 2
         words = {word for name in names for word in re.split("[^a-z]+", name)}
         return sum(n > 1 for n in jnp.shape(a)) >= 2 and not words & NOT_DECAYED
 
     return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def fixed(params: Any) -> Any:
+    """True for each vector whose name is one of `FIXED`: random frequencies and the like, which nothing may decay."""
+
+    def leaf(path, a):
+        return jnp.ndim(a) == 1 and bool(path) and _names(path)[-1] in FIXED
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _names(path) -> list[str]:
+    """The names on a leaf's path."""
+    return [str(getattr(key, "key", getattr(key, "name", ""))).lower() for key in path]
 
 
 MASKS = {"kernels": kernels, "all": None}
@@ -127,7 +143,10 @@ OPTIMIZERS = {
     ),
 }
 _SHARES = ("b1", "b2", "beta", "decay", "decay_rate", "momentum", "adam_b1", "adam_b2")
-_SIZES = ("eps", "eps_root", "weight_decay", "weight_decay_rate", "adam_weight_decay", "initial_accumulator_value")
+_SIZES = (
+    "eps", "eps_root", "weight_decay", "weight_decay_rate", "adam_weight_decay", "initial_accumulator_value",
+    "initial_scale", "adam_eps_root", "adam_learning_rate", "clipping_threshold", "consistent_rms", "decay_offset",
+)  # fmt: skip
 _GIVEN = ("learning_rate", "mask", "weight_decay_mask", "muon_weight_dimension_numbers")
 
 
@@ -146,7 +165,9 @@ def optimizer(
     for all else, weight_decay on kernels, adam_weight_decay on the rest.
 
     `weight_decay_mask`: "kernels" (see `kernels`), "all", or a tree of bools like the parameters or a function making
-    one. Raises ValueError for an unknown name, argument or mask, and for numbers out of range.
+    one. Fixed arrays (see `fixed`) are never decayed. Moments are kept and steps made in float32 at least, also for
+    parameters in half precision; `optax.apply_updates` rounds once, to their dtype. Raises
+    ValueError for an unknown name, argument or mask, and for numbers out of range.
     """
     make = _named("optimizer", OPTIMIZERS, name, args, given=_GIVEN)
     if clip is not None and clip <= 0:
@@ -165,7 +186,22 @@ def optimizer(
     takes = inspect.signature(make).parameters
     masks = {key: weight_decay_mask for key in ("mask", "weight_decay_mask") if key in takes}
     tx = make(learning_rate, **args, **masks)
-    return tx if clip is None else optax.chain(_clip(clip), tx)
+    return _wide_and_without_fixed(tx if clip is None else optax.chain(_clip(clip), tx))
+
+
+def _wide_and_without_fixed(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx`, in float32 at least and shown zeros for fixed arrays; its state is the same tree.
+
+    In bfloat16 a moment with b2 = 0.999 never falls. What is 0 does not decay, in any optimiser, whatever its masks.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def update(grads, state, params=None, **extra):
+        if params is not None:
+            params = jax.tree.map(lambda skip, a: jnp.zeros_like(a) if skip else a, fixed(params), wide(params))
+        return tx.update(wide(grads), state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(lambda params: tx.init(wide(params)), update)
 
 
 def _clip(most: float) -> optax.GradientTransformation:

@@ -9,7 +9,7 @@ import optax
 from flax import struct
 from jax import lax
 
-from jdiff.arrays import Array, BatchKey, fold
+from jdiff.arrays import Array, BatchKey, fold, wide
 from jdiff.ema import constant, update
 
 
@@ -17,7 +17,8 @@ from jdiff.ema import constant, update
 class TrainState:
     """Arrays only: donate it, shard it, checkpoint it.
 
-    `extra` holds non-parameter collections, or None; `ema` is one average of the parameters, or a dict of them.
+    `extra` holds non-parameter collections, or None; `ema` is one average of the parameters, or a dict of them, in
+    float32 at least: see `ema.update`.
     """
 
     step: Array
@@ -33,12 +34,14 @@ def init_state(
     """The state at step 0, the average equal to the parameters. Copies, because the step donates its state.
 
     With `averages`, names, `ema` is a dict of as many averages: for a step whose `decay` has a law for each name.
+    Averages of half-precision parameters are float32. A network that needs its own dtypes is given the average cast to
+    them; ours compute in their `dtype` whatever that of their parameters is.
     """
 
     def copy(tree):
         return jax.tree.map(lambda a: jnp.array(a, copy=True), tree)
 
-    ema = copy(params) if averages is None else {name: copy(params) for name in averages}
+    ema = copy(wide(params)) if averages is None else {name: copy(wide(params)) for name in averages}
     return TrainState(jnp.zeros((), jnp.int32), copy(params), copy(extra), ema, tx.init(copy(params)))
 
 
@@ -59,8 +62,9 @@ def make_train_step(
     all run: the step folds in `state.step`, so that a resumed run draws what an undisturbed one does. `decay(step)`, or
     a number, is the weight that the average keeps of its past; a dict of them goes with a state of as many averages.
     `project` acts on the parameters after the update, before the average. aux gains `loss` and `grad_norm` (of the
-    mean gradient, before any clipping), a number each. With `skip_nonfinite`, a step whose loss or gradient is not
-    finite changes nothing but `state.step`, and aux gains `skipped`, 1 there and else 0.
+    mean gradient, before any clipping), a number each. Gradients are added up, and their norm taken, in float32 at
+    least; the optimiser is given them in the dtypes of the parameters. With `skip_nonfinite`, a step whose loss or
+    gradient is not finite changes nothing but `state.step`, and aux gains `skipped`, 1 there and else 0.
 
     `accumulate` splits the batch into that many slices, one after the other; `axis_name` is that of a pmap or shard_map
     around the step, each device holding its part of the batch. Gradients, numbers in aux and, over devices, floating
@@ -91,6 +95,7 @@ def make_train_step(
 
         # per device: shard_map would otherwise sum the gradients of replicated parameters over the devices
         (value, aux), grads = jax.value_and_grad(scalar, has_aux=True)(varying(state.params))
+        grads = wide(grads)
         if state.extra is not None and "extra" not in aux:
             raise ValueError('the state has extra collections: the loss must return the new ones as aux["extra"]')
         return grads, dict(aux, loss=value)
@@ -122,7 +127,7 @@ def make_train_step(
             state, (grads, aux) = slice_step(state, j)
             return (state, jax.tree.map(jnp.add, total, grads)), aux
 
-        zeros = varying(jax.tree.map(jnp.zeros_like, state.params))
+        zeros = varying(jax.tree.map(jnp.zeros_like, wide(state.params)))
         state = state.replace(extra=varying(state.extra))
         (state, total), aux = lax.scan(body, (state, zeros), jnp.arange(accumulate))
         # one entry per slice: rows join up again, numbers are averaged
@@ -146,12 +151,14 @@ def make_train_step(
             grads = lax.pmean(grads, axis_name)
             aux = jax.tree.map(lambda a: lax.pmean(a, axis_name) if a.ndim == 0 else a, aux)
             extra = jax.tree.map(mean_if_floating, extra)
+        norm = optax.tree.norm(grads)
+        grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), grads, state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if project is not None:
             params = project(params)
         ema = averaged(state.ema, params, state.step)
-        aux["grad_norm"] = optax.tree.norm(grads)
+        aux["grad_norm"] = norm
         new = TrainState(state.step + 1, params, extra, ema, opt_state)
         if skip_nonfinite:
             good = jnp.isfinite(aux["loss"]) & jnp.isfinite(aux["grad_norm"])

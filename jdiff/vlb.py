@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 
-from jdiff.arrays import Array, Denoise, Number, as_time, check_same_shape, expand, safe_log
+from jdiff.arrays import Array, Denoise, Number, as_time, check_floating, check_same_shape, expand, safe_log, wide
 from jdiff.forward import Prediction, fresh_noise, predict
 from jdiff.schedules import Discrete, Schedule, log_snr
 
@@ -26,10 +26,12 @@ def vlb_terms(
     `bins` levels from -1 to 1 (Ho et al. eq. 13), or with bins=None of the density. There the small variance would be
     0: that of k = 2 takes its place, and is the variance unless one was learned, as in published code.
 
-    x0, x_t: (B, ...), images scaled to [-1, 1] unless bins is None; t: () or (B,). Raises ValueError for a schedule
-    that is not `Discrete`.
+    x0, x_t: (B, ...), floating, images scaled to [-1, 1] unless bins is None; t: () or (B,). Everything is computed in
+    float32 at least. Raises ValueError for a schedule that is not `Discrete`, and for arrays that are not floating.
     """
-    return terms_of(predict(denoise, schedule, x_t, t), schedule, x0, t, v=v, bins=bins)
+    check_floating("x0", x0)
+    check_floating("x_t", x_t)
+    return terms_of(predict(denoise, schedule, wide(x_t), t), schedule, x0, t, v=v, bins=bins)
 
 
 def terms_of(prediction: Prediction, schedule: Schedule, x0: Array, t, *, v: Number = 0.0, bins=256) -> Array:
@@ -37,9 +39,9 @@ def terms_of(prediction: Prediction, schedule: Schedule, x0: Array, t, *, v: Num
     T = table_length("vlb_terms", schedule)
     check_same_shape("the predicted x0", prediction.x0, "x0", x0)
     t = jnp.broadcast_to(as_time(t), x0.shape[:1])
-    wide = jnp.promote_types(x0.dtype, jnp.float32)
-    away = (x0 - prediction.x0).astype(wide)
-    learned = None if prediction.extra is None else 0.5 * (prediction.extra.astype(wide) + 1)
+    x0, prediction = wide(x0), wide(prediction)
+    away = x0 - prediction.x0
+    learned = None if prediction.extra is None else 0.5 * (prediction.extra + 1)
     v, v_first = (v, 0.0) if learned is None else (learned, learned)
     first = t * T < 1.5
     s = jnp.where(first, t, t - 1 / T)
@@ -49,9 +51,9 @@ def terms_of(prediction: Prediction, schedule: Schedule, x0: Array, t, *, v: Num
     kl = 0.5 * (log_ratio + jnp.expm1(-log_ratio) + pull * jnp.exp(-log_ratio) * away**2)
 
     knot = as_time(1 / T)
-    small = safe_log(fresh_noise(schedule, 2 * knot, knot)).astype(wide)  # log of the small variance over beta_1
-    log_std = safe_log(schedule.sigma(knot)).astype(wide) + 0.5 * (1 - v_first) * small
-    nats = jnp.where(expand(first, away) > 0, _negative_log_likelihood(x0.astype(wide), away, log_std, bins), kl)
+    small = safe_log(fresh_noise(schedule, 2 * knot, knot)).astype(x0.dtype)  # log of the small variance over beta_1
+    log_std = safe_log(schedule.sigma(knot)).astype(x0.dtype) + 0.5 * (1 - v_first) * small
+    nats = jnp.where(expand(first, away) > 0, _negative_log_likelihood(x0, away, log_std, bins), kl)
     return jnp.mean(nats, axis=tuple(range(1, x0.ndim))) / math.log(2)
 
 
@@ -60,7 +62,8 @@ def vlb_prior(schedule: Schedule, x0: Array) -> Array:
     table_length("vlb_prior", schedule)
     end = as_time(schedule.t_max)
     alpha, sigma = schedule.alpha(end), schedule.sigma(end)
-    x0 = x0.astype(jnp.promote_types(x0.dtype, jnp.float32))
+    check_floating("x0", x0)
+    x0 = wide(x0)
     # sigma^2 - 1 = -alpha^2
     nats = 0.5 * alpha**2 * (x0**2 - 1) - safe_log(sigma)
     return jnp.mean(nats, axis=tuple(range(1, x0.ndim))) / math.log(2)

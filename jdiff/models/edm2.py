@@ -18,7 +18,7 @@ from jax import lax
 
 from jdiff.models.attention import check_levels
 from jdiff.models.conv import conv
-from jdiff.models.embed import as_float, check_label, check_unconditional
+from jdiff.models.embed import as_float, check_index, check_label, check_unconditional, class_labels, nan_outside
 from jdiff.models.registry import register_model, register_tag
 from jdiff.models.resample import downsample, upsample
 from jdiff.models.transformer import attend
@@ -114,8 +114,10 @@ class EDM2UNet(nn.Module):
         noise = MPFourier(self.noise_channels or widths[0], name="fourier")(label)
         embedding = MPConv(features, name="noise")(noise)
         if self.num_classes:
-            given = jnp.full(label.shape, self.num_classes) if cond is None else cond
+            given = class_labels(cond, self.num_classes, len(label))
+            given = check_index("class labels", given, self.num_classes + 1, label.shape)
             classes = jax.nn.one_hot(given, self.num_classes, dtype=embedding.dtype)  # no class is zeros
+            classes = nan_outside(given, self.num_classes + 1, classes)
             classes = MPConv(features, name="class")(classes * math.sqrt(self.num_classes))
             embedding = mp_sum(embedding, classes, self.label_balance)
         return mp_silu(embedding)
@@ -132,8 +134,6 @@ class EDM2UNet(nn.Module):
         check_label(label, len(x))
         if not self.num_classes:
             check_unconditional(cond)
-        elif cond is not None and (cond.shape != x.shape[:1] or not jnp.issubdtype(cond.dtype, jnp.integer)):
-            raise ValueError(f"class labels are {cond.dtype}{cond.shape}; expected integers ({len(x)},)")
         check_levels(self.attention, len(self.multipliers))
         for level in {*self.attention, len(self.multipliers) - 1}:
             width = self.channels * self.multipliers[level]

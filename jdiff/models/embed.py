@@ -93,13 +93,49 @@ class ClassEmbedding(nn.Module):
         """`cond`: labels (B,) in 0..num_classes, or None, which is the null class for all."""
         if cond is None and not self.null:
             raise ValueError(f"this model has {self.num_classes} classes and none for no class; pass labels (B,)")
-        if cond is None:
-            cond = jnp.full((batch,), self.num_classes)
-        cond = jnp.asarray(cond)
-        if cond.shape != (batch,) or not jnp.issubdtype(cond.dtype, jnp.integer):
-            raise ValueError(f"class labels are {cond.dtype}{cond.shape}; expected integers ({batch},)")
-        init = nn.initializers.normal(self.std)
-        return nn.Embed(self.num_classes + self.null, self.features, embedding_init=init, name="table")(cond)
+        rows = self.num_classes + self.null
+        cond = check_index("class labels", class_labels(cond, self.num_classes, batch), rows, (batch,))
+        table = nn.Embed(rows, self.features, embedding_init=nn.initializers.normal(self.std), name="table")
+        return nan_outside(cond, rows, table(cond))
+
+
+def class_labels(cond, num_classes: int, batch: int):
+    """The class labels as they are given, or (batch,) times "no class", num_classes, for None."""
+    return jnp.full((batch,), num_classes, jnp.int32) if cond is None else cond
+
+
+def check_index(name: str, index, size: int, shape: tuple[int, ...]) -> jax.Array:
+    """`index` as an array of integers of at least 32 bits, for a table of `size` rows.
+
+    Raises ValueError unless it has this shape and an integer dtype and, where its values are known now, all are in
+    0..size - 1. Of traced ones nothing can be said: see `nan_outside`.
+    """
+    index = index if isinstance(index, jax.Array) else np.asarray(index)
+    if index.shape != shape or not jnp.issubdtype(index.dtype, jnp.integer):
+        raise ValueError(f"{name} are {index.dtype}{index.shape}; expected integers {shape}")
+    check_inside(name, index, size)
+    index = jnp.asarray(index)
+    # in 8 bits, class 300 of a table would be class 44
+    return index if jnp.iinfo(index.dtype).bits >= 32 else index.astype(jnp.int32)
+
+
+def check_inside(name: str, index, size: int) -> None:
+    """Raise ValueError unless the numbers, where they are known here and now, are in 0..size - 1."""
+    if isinstance(index, jax.core.Tracer) or (isinstance(index, jax.Array) and not index.is_fully_addressable):
+        return
+    known = np.asarray(index)
+    outside = known[~((known >= 0) & (known < size))]
+    if outside.size:
+        raise ValueError(f"{name} must be in 0..{size - 1}, got {outside[0]}")
+
+
+def nan_outside(index, size: int, rows) -> jax.Array:
+    """`rows` (*index.shape, ...) of a table of `size` rows, nan where the index is outside 0..size - 1.
+
+    JAX takes the nearest row, or counts from the end: another class, without a word.
+    """
+    inside = (index >= 0) & (index < size)
+    return jnp.where(inside.reshape(*inside.shape, *(1,) * (rows.ndim - inside.ndim)), rows, jnp.nan)
 
 
 def check_label(label, batch: int) -> None:

@@ -3,7 +3,15 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jdiff.models.embed import ClassEmbedding, NoiseEmbedding, check_label, check_unconditional
+from jdiff.models.embed import (
+    ClassEmbedding,
+    NoiseEmbedding,
+    as_float,
+    check_inside,
+    check_label,
+    check_unconditional,
+    nan_outside,
+)
 from jdiff.models.registry import register_model
 
 
@@ -20,13 +28,16 @@ class StepMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False):
-        """x: (B, D); label: (B,), whole numbers in 0..steps-1; returns (B, D)."""
+        """x: (B, D); label: (B,), whole numbers in 0..steps-1 (see `embed.nan_outside`); returns (B, D)."""
         del train  # no dropout
         _check_points(x, label)
-        k = jnp.round(label).astype(jnp.int32)
+        k = jnp.round(as_float(label))
+        check_inside("noise labels", k, self.steps)
         h = x
         for i in range(self.layers):
-            h = nn.Dense(self.features, name=f"dense_{i}")(h) + nn.Embed(self.steps, self.features, name=f"step_{i}")(k)
+            h = nn.Dense(self.features, name=f"dense_{i}")(h)
+            step = nn.Embed(self.steps, self.features, name=f"step_{i}")(k.astype(jnp.int32))
+            h = h + nan_outside(k, self.steps, step)
             if self.num_classes:
                 h = h + ClassEmbedding(self.num_classes, self.features, name=f"class_{i}")(cond, len(x))
             else:

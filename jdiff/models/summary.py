@@ -32,7 +32,7 @@ class Summary:
 
     @property
     def parameters(self) -> int:
-        """Of the whole network."""
+        """Of the whole network, fixed arrays such as random frequencies among them."""
         return self.layers[0].parameters
 
     @property

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdiff.models.embed import check_index, nan_outside
 from jdiff.models.registry import register_model
 from jdiff.models.transformer import Block
 
@@ -56,14 +57,17 @@ class TextEncoder(nn.Module):
     def __call__(self, tokens, mask=None):
         """tokens: (B, L) integers; mask: (B, L), True for text, once a row at least, or None.
 
+        A traced token outside the vocabulary makes its sample nan; one that is known now raises ValueError.
         Returns ((B, L, width), pooled (B, width)), pooled tanh(W h) of the first token, `tokenize`'s beginning.
         """
         if tokens.ndim != 2 or tokens.shape[1] > self.length or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(
                 f"tokens are {tokens.dtype}{tokens.shape}; expected integers (B, L), L up to length={self.length}"
             )
+        tokens = check_index("tokens", tokens, self.vocabulary, tokens.shape)
         init = nn.initializers.truncated_normal(0.02)
         h = nn.Embed(self.vocabulary, self.width, embedding_init=init, name="token")(tokens)
+        h = nan_outside(tokens, self.vocabulary, h)
         positions = nn.Embed(self.length, self.width, embedding_init=init, name="position")
         h = h + positions(jnp.arange(tokens.shape[1]))[None]
         h = nn.LayerNorm(self.epsilon, use_fast_variance=False, name="norm")(h)

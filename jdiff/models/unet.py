@@ -14,7 +14,15 @@ import jax.numpy as jnp
 
 from jdiff.models.attention import SelfAttention, check_levels
 from jdiff.models.conv import Conv
-from jdiff.models.embed import ClassEmbedding, NoiseEmbedding, check_label, check_unconditional
+from jdiff.models.embed import (
+    ClassEmbedding,
+    NoiseEmbedding,
+    as_float,
+    check_inside,
+    check_label,
+    check_unconditional,
+    nan_outside,
+)
 from jdiff.models.inits import scaled_init
 from jdiff.models.norms import AdaptiveGroupNorm, GroupNorm
 from jdiff.models.registry import register_model, register_tag
@@ -299,7 +307,9 @@ class InSigma(nn.Module):
         if self.levels:
             # a parameter that no gradient reaches, as in FourierFeatures; it starts as CIFAR-10's
             sigmas = self.param("sigmas", lambda key: jnp.geomspace(50, 0.01, self.levels, dtype=jnp.float32))
-            sigma = jax.lax.stop_gradient(sigmas)[label.astype(int)]
+            k = as_float(label)
+            check_inside("noise labels", k, self.levels)
+            sigma = nan_outside(k, self.levels, jax.lax.stop_gradient(sigmas)[k.astype(int)])
         y = self.net(shown, label if self.levels else jnp.log(sigma), cond, train, augment)
         return y / sigma.reshape(-1, *(1,) * (x.ndim - 1)).astype(y.dtype)
 
