@@ -1,32 +1,11 @@
 """Pictures: grids of images and the figure of a plane. Files appear whole or not at all."""
 
-import os
-import tempfile
-from pathlib import Path
-
 import numpy as np
 
+from jdiff.files import write
+
+POINTS = 3000  # drawn in a panel
 INK, ACCENT, FAINT = "#22313f", "#2a6f97", "#9aa5b1"
-
-
-def write(path, save) -> None:
-    """Run `save(file)` into a temporary neighbour, then rename. Raises OSError naming the path if that fails."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            save(file)
-        os.chmod(temporary, 0o644)  # mkstemp's files are the owner's alone
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-        raise
 
 
 def image_grid(path, images: np.ndarray, columns: int, labels=None, scale: int | None = None, gap: int = 2) -> None:
@@ -73,7 +52,8 @@ def plane_figure(path, forward, backward, losses=None) -> None:
     for row, (title, panels, color) in enumerate((("data", forward, INK), ("samples", backward, ACCENT))):
         for column, (t, points) in enumerate(panels):
             axes = figure.add_subplot(grid[row, column])
-            axes.scatter(*np.asarray(points)[:3000].T, s=1.2, color=color, alpha=0.35, linewidths=0, rasterized=True)
+            shown = np.asarray(points)[np.random.default_rng(0).permutation(len(points))[:POINTS]]  # they may be sorted
+            axes.scatter(*shown.T, s=1.2, color=color, alpha=0.35, linewidths=0, rasterized=True)
             reach = 1.1 * float(np.quantile(np.abs(points), 0.999))
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", yticks=[])
             axes.set_xticks([-reach / 1.1, 0, reach / 1.1], [f"{-reach / 1.1:.2g}", "0", f"{reach / 1.1:.2g}"])

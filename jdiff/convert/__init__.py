@@ -51,8 +51,10 @@ def load(path: str | Path, architecture: str, **overrides) -> tuple[Any, dict]:
         return module, variables_of(module, architecture, tensors)
     except Mismatch:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # any file may come
-        raise Mismatch(f"not a network of {architecture}: {_reason(error)}") from error
+    except MemoryError as error:
+        raise Mismatch(f"{path} holds a network of {architecture} that takes more memory than there is") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise Mismatch(f"not a network of {architecture}: {_reason(error)}") from error  # any file may come
 
 
 def variables_of(module: Any, architecture: str, tensors: dict[str, np.ndarray], dtype: Any = np.float32) -> dict:

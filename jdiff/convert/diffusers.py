@@ -32,6 +32,7 @@ DEFAULTS = dict(
     attn_norm_num_groups=None, resnet_time_scale_shift="default", add_attention=True, class_embed_type=None,
     num_class_embeds=None, time_embedding_dim=None,
 )  # fmt: skip
+WIDEST, DEEPEST = 2**16, 1000  # beyond any network, and below what would keep its building busy for hours
 NEEDED = (
     "in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types", "layers_per_block",
     "norm_num_groups",
@@ -65,6 +66,12 @@ def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
     if empty := [key for key in NEEDED if not c[key]]:
         raise Mismatch(f"the config.json of a UNet2DModel says {', '.join(f'{key} {c[key]!r}' for key in empty)}")
     widths, depth = c["block_out_channels"], len(c["block_out_channels"])
+    large = max(c["in_channels"], c["out_channels"], c["norm_num_groups"], *widths)
+    if large > WIDEST or c["layers_per_block"] * depth > DEEPEST:
+        raise Mismatch(
+            f"the config.json of a UNet2DModel says {depth} levels of {c['layers_per_block']} blocks and up to {large} "
+            f"channels; expected at most {DEEPEST} blocks and {WIDEST} channels"
+        )
     head = c["attention_head_dim"]
     scale_shift = c["resnet_time_scale_shift"] == "scale_shift"
     blocks = (DOWN, c["down_block_types"]), (UP, c["up_block_types"])

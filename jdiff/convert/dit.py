@@ -54,7 +54,7 @@ def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overri
     heads = {width: heads for width, _, heads in SIZES.values()}.get(width)
     fields = dict(
         width=width,
-        depth=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+        depth=len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
         heads=config.get("num_heads", heads),
         patch=patch,
         ratio=feed[0] / width,

@@ -70,6 +70,8 @@ def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overri
     if not scaled and (fourier or not centered):
         raise Mismatch(f"not among our networks: scale_by_sigma={scaled}, centered={centered}, fourier={fourier}")
     fields |= told
+    if len(fields["filter"]) > 64:
+        raise Mismatch(f"a filter of {len(fields['filter']):,} numbers; those of score_sde_pytorch have 2 or 4")
     net = UNet(**(SONG if plus else DDPM) | fields | dict(filter=tuple(fields["filter"])))
     if not scaled:
         return net

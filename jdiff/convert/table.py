@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdiff.foreign import one_line
+
 Path = tuple[str, ...]
 
 
@@ -31,7 +33,10 @@ class Entry(NamedTuple):
 
 
 class Mismatch(ValueError):
-    """A file's tensors are not those of the architecture."""
+    """A file's tensors are not those of the architecture; the message is one line, whatever names the file holds."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 AS_IS = Layout(lambda w: w, lambda w: w)
@@ -74,16 +79,18 @@ def to_variables(
     """The variables of a module from named tensors.
 
     expected: the variables' shapes (`jax.eval_shape` of init); ignored: patterns of names that may be there without a
-    place; dtype: of all floating-point numbers. Raises `Mismatch`, which lists the missing, unexpected and mis-shaped.
+    place; dtype: of all floating-point numbers. Raises `Mismatch`, which lists the missing, unexpected and mis-shaped,
+    and those of another kind of numbers.
     """
-    shapes = {_path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(expected)}
+    leaves = {_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(expected)}
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
     if set(shapes) != {entry.path for entry in table}:
         odd = sorted("/".join(p) for p in set(shapes) ^ {entry.path for entry in table})
         raise AssertionError(f"the table and the module differ at {', '.join(odd[:8])}")
     asked = [name for entry in table for name in _names(entry)]
     missing = [name for name in asked if name not in tensors]
     spare = [name for name in tensors if name not in set(asked) and not any(fnmatch.fnmatch(name, i) for i in ignored)]
-    shaped, found = [], {}
+    shaped, kinds, found = [], [], {}
     for path, names, layout in table:
         names = (names,) if isinstance(names, str) else names
         if any(name in missing for name in names):
@@ -96,11 +103,14 @@ def to_variables(
         if array is None or array.shape != shapes[path]:
             theirs = ", ".join(f"{name} {part.shape}" for name, part in zip(names, parts, strict=True))
             shaped.append(f"{theirs} for {'/'.join(path)} {shapes[path]}")
+        elif _floating(leaves[path]) != _floating(array):
+            kinds.append(f"{', '.join(names)} {array.dtype} for {'/'.join(path)} {leaves[path].dtype}")
         else:
-            found[path] = array.astype(dtype) if _floating(array) else array
-    if missing or spare or shaped:
-        raise Mismatch("; ".join(_listed(missing, "missing") + _listed(spare, "unexpected") + _listed(shaped, "shape")))
-    return _nest(found)
+            found[path] = array
+    if missing or spare or shaped or kinds:
+        lists = _listed(missing, "missing") + _listed(spare, "unexpected") + _listed(shaped, "shape")
+        raise Mismatch("; ".join(lists + _listed(kinds, "of other numbers")))
+    return _nest({path: array.astype(dtype) if _floating(array) else array for path, array in found.items()})
 
 
 def to_tensors(table: Sequence[Entry], variables: Mapping) -> dict[str, np.ndarray]:

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff.data.order import batch_indices, own_rows
+from jdiff.foreign import one_line
 
 
 class DataError(ValueError):
     """Data cannot be read as asked; the message is one line: what was wrong, what was expected, what to do."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 class Batches(NamedTuple):

@@ -4,56 +4,65 @@ from pathlib import Path
 
 import numpy as np
 
+from jdiff import foreign
 from jdiff.data.dataset import DataError, Dataset
 from jdiff.data.order import hold_out
+from jdiff.data.records import CACHE
 from jdiff.data.registry import register_dataset
 
 SAMPLES, LABELS = ("x", "images", "samples", "arr_0"), ("labels", "label", "y", "arr_1")
 
 
 @register_dataset
-def arrays(path: str, held_out: float = 0.0, seed: int = 0, labels: bool = True) -> Dataset:
+def arrays(
+    path: str,
+    held_out: float = 0.0,
+    seed: int = 0,
+    labels: bool = True,
+    classes: int | None = None,
+    cache: int = CACHE,
+) -> Dataset:
     """Samples of a .npy file, or of a .npz file under x, images, samples or arr_0.
 
     Images are uint8 (N, H, W, C), C in 1 to 4, or (N, H, W), read as C = 1; planes are floats (N, D). Labels (N,), of
-    whole numbers from 0, are looked for in a .npz under labels, label, y or arr_1 unless labels=False; the largest
-    tells the number of classes. A share `held_out` is set aside. Raises DataError for anything else.
+    whole numbers from 0, are looked for in a .npz under labels, label, y or arr_1 unless labels=False. `classes` is
+    their number; without it the largest label tells it, and more than 1,000 classes are then refused if fewer than half
+    of them occur. A share `held_out` is set aside. A .npy is mapped: do not cut it short while it is in use. A packed
+    .npz that takes more than `cache` bytes and 100 times its own size is refused. Raises DataError for anything else.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise DataError(f"arrays: there is no file {path}")
-    x, of_x = _open(path)
+    x, of_x = _open(path, LABELS if labels else (), cache)
     x = _checked(x, path)
-    of_x = _checked_labels(of_x, len(x), path) if labels and of_x is not None else None
+    of_x = None if of_x is None else _checked_labels(of_x, len(x), path)
     keep, held = hold_out(len(x), held_out, seed)
     if len(held) == 0:
         held_x, x = x[:0], x
     else:
         held_x, x = x[held], x[keep]
     pick = (lambda rows: None) if of_x is None else (lambda rows: of_x[rows])
-    classes = 0 if of_x is None else int(of_x.max()) + 1
-    return Dataset(path.stem, x, pick(keep), held_x, pick(held), classes)
+    return Dataset(path.stem, x, pick(keep), held_x, pick(held), _count(of_x, classes, path))
 
 
-def _open(path: Path):
+def _open(path: Path, of_labels: tuple[str, ...], cache: int):
     """(samples, labels or None) as they are in the file; a .npy is mapped, not read."""
     try:
-        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded, None
-        with loaded:
-            name = next((name for name in SAMPLES if name in loaded), None)
-            if name is None:
-                have = ", ".join(loaded) or "nothing"
-                raise DataError(f"arrays: {path} holds {have}; expected samples under one of {', '.join(SAMPLES)}")
-            label = next((name for name in LABELS if name in loaded), None)
-            return loaded[name], None if label is None else loaded[label]
+        with path.open("rb") as file:
+            packed = file.read(2) == b"PK"
+        if not packed:
+            return foreign.map_npy(path), None
+        names = foreign.npz_names(path)
+        name, label = (next((name for name in known if name in names), None) for known in (SAMPLES, of_labels))
+        if name is None:
+            have = ", ".join(names) or "nothing"
+            raise DataError(f"arrays: {path} holds {have}; expected samples under one of {', '.join(SAMPLES)}")
+        found = foreign.read_npz(path, (name, label), cache, "give a larger cache=")
+        return found[name], found.get(label)
     except DataError:
         raise
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError) as error:
         raise DataError(f"arrays: {path} is no .npy or .npz file of plain numbers: {error}") from error
-    except Exception as error:  # a damaged archive: zipfile.BadZipFile, zlib.error
-        raise DataError(f"arrays: {path} is damaged: {error}") from error
 
 
 def _checked(x: np.ndarray, path: Path) -> np.ndarray:
@@ -69,7 +78,12 @@ def _checked(x: np.ndarray, path: Path) -> np.ndarray:
             f"arrays: {path} holds images {x.shape}, of {x.shape[-1]} channels; expected (N, H, W, C), channels last"
         )
     if plane:
-        x = np.asarray(x, np.float32)
+        try:
+            x = np.asarray(x, np.float32)
+        except MemoryError as error:
+            raise DataError(
+                f"arrays: {path} holds {x.dtype} {x.shape}, for which there is not enough memory"
+            ) from error
         if not np.isfinite(x).all():
             raise DataError(f"arrays: {path} holds numbers that are not finite in float32")
     return x
@@ -82,3 +96,22 @@ def _checked_labels(labels: np.ndarray, n: int, path: Path) -> np.ndarray:
             f"arrays: the labels in {path} are {labels.dtype} {labels.shape}; expected whole numbers from 0, ({n},)"
         )
     return labels.astype(np.int32)
+
+
+def _count(labels: np.ndarray | None, classes: int | None, path: Path) -> int:
+    """The number of classes. Raises DataError where one stray label would make a network of thousands."""
+    if labels is None:
+        if classes:
+            raise DataError(f"arrays: classes={classes}, and {path} has no labels that are read")
+        return 0
+    largest, occur = int(labels.max()), len(np.unique(labels))
+    if classes is not None and largest >= classes:
+        raise DataError(
+            f"arrays: the labels in {path} go up to {largest:,}; classes={classes} expects 0 to {classes - 1}"
+        )
+    if classes is None and largest >= max(1000, 2 * occur):
+        raise DataError(
+            f"arrays: the labels in {path} go up to {largest:,}, and {occur:,} of these classes occur; number the "
+            f"classes from 0, or give classes={largest + 1} if there are as many"
+        )
+    return classes or largest + 1

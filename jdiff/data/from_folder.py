@@ -2,17 +2,20 @@
 
 import os
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from jdiff import foreign
 from jdiff.data.dataset import DataError
 from jdiff.data.images import from_bytes
 from jdiff.data.order import hold_out, spread
 from jdiff.data.records import CACHE, HELD, Records, decode, fits
 from jdiff.data.registry import register_dataset
 
+LARGEST = 2**30  # bytes of an image file
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -77,15 +80,34 @@ def _files(root: Path) -> list[Path]:
     """All images under a folder, links followed, in an order that does not depend on the file system."""
     if not root.is_dir():
         raise DataError(f"folder: {root} is no directory; expected one with images in it or in its sub-folders")
-    found = [
-        Path(where) / name
-        for where, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    ]
+    found, again = [], []
+    for where, names in _walk(root, again):
+        found += [where / name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    if again:
+        count = f"{len(again):,} links" if len(again) > 1 else "a link"
+        warnings.warn(f"folder: {count} in {root} to folders read before left out, the first {again[0]}", stacklevel=3)
     if not found:
         raise DataError(f"folder: no images in {root}; expected files ending in {', '.join(SUFFIXES)}")
     return sorted(found)
+
+
+def _walk(root: Path, again: list[Path]) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files) of every folder under a root, once, at its own place before any link to it.
+
+    Links to folders seen before, of which there are endless ones where a link leads up, are put into `again`.
+    """
+    seen, starts = set(), [root]
+    for start in starts:  # which grows
+        for where, below, names in os.walk(start):
+            place = os.stat(where)
+            if (place.st_dev, place.st_ino) in seen:
+                again.append(Path(where))
+                below.clear()
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            below.sort()
+            starts += [Path(where, name) for name in below if os.path.islink(os.path.join(where, name))]
+            yield Path(where), names
 
 
 def _classes(root: Path, files: list[Path]) -> tuple[list[str], np.ndarray | None]:
@@ -107,8 +129,9 @@ def _classes(root: Path, files: list[Path]) -> tuple[list[str], np.ndarray | Non
 
 def _read(file: Path, size: int, channels: int) -> np.ndarray:
     try:
+        foreign.check_file(file, LARGEST)
         return from_bytes(file.read_bytes(), size, channels)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise DataError(
             f"folder: {file} cannot be read ({error}); remove it, or give corrupt='skip' to leave such files out"
         ) from error

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jdiff import foreign
 from jdiff.data.dataset import DataError
 from jdiff.data.images import from_bytes
 from jdiff.data.order import spread
@@ -49,27 +50,33 @@ def tfds(
         try:
             raw = how.DeserializeMethod.RAW_BYTES
             return builder.as_data_source(split=split, deserialize_method=raw)
-        except (ValueError, KeyError) as error:
+        except Exception as error:  # ValueError or KeyError for an unknown split, RuntimeError for a damaged file
             raise DataError(f"tfds: {name}: {' '.join(str(error).split())}") from error
 
     def take_of(source):
+        from google.protobuf import message
         from tensorflow_datasets.proto import tf_example_pb2
 
         def take(rows):
             x, labels = np.zeros((len(rows), *shape), np.uint8), np.zeros(len(rows), np.int32)
             inner = x[:, pad : shape[0] - pad, pad : shape[1] - pad]
-            for i, record in enumerate(source.__getitems__([int(row) for row in rows])):
-                # only these two features are parsed: TFDS would decode all of them, at half the speed
-                feature = tf_example_pb2.Example.FromString(record).features.feature
+            try:
+                records = source.__getitems__([int(row) for row in rows])
+            except Exception as error:  # array_record raises RuntimeError for damage
+                raise DataError(f"tfds: {name}: its records cannot be read ({error})") from error
+            for i, record in enumerate(records):
                 try:
+                    # only these two features are parsed: TFDS would decode all of them, at half the speed
+                    feature = tf_example_pb2.Example.FromString(record).features.feature
                     pixels = from_bytes(feature[image].bytes_list.value[0], size, channels, crop)
-                except (ValueError, IndexError) as error:
+                    found = feature[label].int64_list.value[0] if classes else 0
+                except (ValueError, IndexError, message.DecodeError) as error:
                     raise DataError(f"tfds: {name}: record {rows[i]} cannot be read ({error})") from error
                 if pixels.shape != inner.shape[1:]:
                     raise DataError(f"tfds: {name}: record {rows[i]} is {pixels.shape}, others {inner.shape[1:]}")
-                inner[i] = pixels
-                if classes:
-                    labels[i] = feature[label].int64_list.value[0]
+                if classes and not 0 <= found < classes:
+                    raise DataError(f"tfds: {name}: record {rows[i]} has class {found}; expected 0 to {classes - 1}")
+                inner[i], labels[i] = pixels, found
             return x, labels if classes else None
 
         return take
@@ -102,8 +109,14 @@ def _builder(name: str, data_dir: str | None):
     where = str(Path(data_dir).expanduser()) if data_dir else None
     try:
         with _quiet():
+            parsed, _ = library.core.naming.parse_builder_name_kwargs(name)
+            if parsed.namespace:
+                raise DataError(f"tfds: {name!r} is of another registry, whose sets may be code; expected one of TFDS")
+            _check_files(Path(where or library.core.constants.DATA_DIR) / parsed.name)
             builder = library.builder(name, data_dir=where)
             prepared = builder.is_prepared()
+    except DataError:
+        raise
     except Exception as error:  # TFDS raises a class of its own for an unknown name, AssertionError, ImportError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         place = where or "its default data_dir"
@@ -125,6 +138,31 @@ def _builder(name: str, data_dir: str | None):
             f"another data_dir: {command}"
         )
     return builder
+
+
+def _check_files(directory: Path) -> None:
+    """Raise DataError for a prepared set whose files would make TFDS wait for ever, or import what they name."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_dir():
+            continue
+        try:
+            foreign.check_file(path)
+            kinds = _kinds(foreign.read_json(path)) if path.name == "features.json" else set()
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"tfds: {path} cannot be read: {error}") from error
+        for kind in sorted(kinds):
+            if not kind.startswith("tensorflow_datasets."):
+                raise DataError(f"tfds: {path} asks for {kind}, which is code and not of TFDS")
+
+
+def _kinds(features) -> set[str]:
+    """The names of Python classes in a features.json, of today's form and of that before."""
+    if isinstance(features, list):
+        return set().union(*map(_kinds, features))
+    if not isinstance(features, dict):
+        return set()
+    own = [features.get("pythonClassName"), features.get("type") if "content" in features else None]
+    return {kind for kind in own if isinstance(kind, str)}.union(*map(_kinds, features.values()))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ import io
 
 import numpy as np
 
+PIXELS = 178_956_970  # of the largest image that is decoded; Pillow's own limit, unless a program has changed that
+
 
 def to_array(image, size: int | None = None, channels: int = 3, crop: int | None = None) -> np.ndarray:
     """A Pillow image as uint8 (H, W, channels): upright, in colour (3) or grey (1), square of `size` unless None.
@@ -39,14 +41,20 @@ def _eight_bit(image):
 
 
 def from_bytes(content: bytes, size: int | None = None, channels: int = 3, crop: int | None = None) -> np.ndarray:
-    """The image in the bytes of a file, see `to_array`. Raises ValueError if they are damaged or no image."""
+    """The image in the bytes of a file, see `to_array`.
+
+    Raises ValueError if they are damaged, no image, or one of more than `PIXELS`, which need not have many bytes.
+    """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
-            return to_array(image, size, channels, crop)
+            if (pixels := image.width * image.height) <= PIXELS:
+                return to_array(image, size, channels, crop)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others for damage
         kind = "no PNG, JPEG or WebP image" if isinstance(error, Image.UnidentifiedImageError) else f"damaged: {error}"
+        kind = f"too large: {error}" if isinstance(error, Image.DecompressionBombError) else kind
         raise ValueError(kind) from error
+    raise ValueError(f"too large: it has {pixels:,} pixels, expected at most {PIXELS:,}")

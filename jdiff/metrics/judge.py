@@ -1,6 +1,7 @@
 """A classifier that judges samples: whether they show the class asked for, and features in which to compare them."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -62,7 +63,9 @@ def fit_judge(data, steps: int = 1500, batch: int = 128, seed: int = 0, width: i
 
 
 def save_judge(path, judge: Judge) -> None:
-    """Write a judge's variables as .npz. Raises OSError naming the path if that fails."""
+    """Write a judge's variables as .npz. Raises ValueError for another name, OSError naming the path if that fails."""
+    if Path(path).suffix != ".npz":
+        raise ValueError(f"a judge is kept in a file NAME.npz, got {path}")
     posthoc.write_params(path, judge.variables)
 
 
