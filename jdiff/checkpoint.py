@@ -1,16 +1,26 @@
 """Checkpoints on Orbax: atomic, one directory a step, the newest good one restored.
 
-`DIR/STEP/{params, ema, opt_state, extra}`. A directory appears under its final name only when it is complete. It holds
-a CRC-32 of each array that a process holds whole: Orbax notices a file that is cut or gone, but not a flipped bit.
+`DIR/STEP/{params, ema, opt_state, extra}`. A directory appears under its final name only when it is complete.
+
+Orbax notices a file that is cut or gone, but not a flipped bit, nor a directory that was renamed or put in another's
+place. So each checkpoint holds a record: its step, its items, a CRC-32 of each array, the note, and a CRC-32 of the
+record itself. Arrays that several processes hold in parts have a CRC-32 for each part, which can be compared where
+the parts are the same, or where one process holds the whole array. What cannot be compared is reported as unverified.
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import logging
+import os
+import re
+import shutil
+import sys
 import time
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +42,13 @@ class CheckpointError(ValueError):
         self.last_good = last_good
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint was passed over, or is used though not all of it could be verified."""
+
+
 def steps(directory) -> list[int]:
     """The steps with a finished checkpoint in `directory`, ascending; an unreadable one still counts."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.is_dir() and p.name.isdigit())
+    return [step for step, path in _named(directory).items() if path.is_dir()]
 
 
 def save(
@@ -69,6 +80,7 @@ class Writer:
             raise ValueError(f"keep_every is a number of steps, at least 1, or None; got {keep_every}")
         self._directory, self._keep, self._keep_every = Path(directory), keep, keep_every
         self._manager, self._step = None, None
+        self._background = contextlib.ExitStack()  # of what holds from the first `save` to `close`
 
     def __enter__(self) -> "Writer":
         return self
@@ -88,9 +100,15 @@ class Writer:
         self.wait()
         with _quiet(), _writing(self._directory, step):
             if self._manager is None:
-                self._manager = _open(self._directory, write=True)
+                self._background.enter_context(_quiet())
+                if jax.process_index() == 0:
+                    remove_unfinished(self._directory)
+                    if _hollow(self._directory / str(step)):
+                        _put_aside(self._directory / str(step))
+                anywhere(False)  # all see the same directory
+                self._manager = _open(self._directory)
             if step not in self._manager.all_steps():
-                about = dict(items=list(items), crc32=_checksums(items), note=note or {})
+                about = _record(step, items, note)
                 # force: Orbax drops without a word what is older than its newest checkpoint
                 args = ocp.args.Composite(**{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()})
                 self._manager.save(step, args=args, force=True, custom_metadata=about)
@@ -111,115 +129,149 @@ class Writer:
 
     def close(self) -> None:
         """Wait as `wait` does, and let go of the directory."""
-        try:
-            self.wait()
-        finally:
-            if self._manager is not None:
-                manager, self._manager = self._manager, None
-                with _quiet(), _writing(self._directory, None):
-                    manager.close()
+        with self._background:
+            try:
+                self.wait()
+            finally:
+                if self._manager is not None:
+                    manager, self._manager = self._manager, None
+                    with _writing(self._directory, None):
+                        manager.close()
 
 
 def read_note(directory, step: int) -> dict:
     """What `save` was given as `note` with the checkpoint of this step; {} where there is none."""
-    return _about(Path(directory), step).get("note", {})
+    return _about(Path(directory) / str(step)).get("note", {})
 
 
 def restore(directory, like: TrainState, step: int | None = None) -> TrainState:
     """The newest checkpoint that can be read, or that of `step`, in the structure, shapes and dtypes of `like`.
 
     Arrays that are committed to devices in `like` are placed as they are there, all others left uncommitted, as a new
-    state is. Walks downward past damaged checkpoints with a warning each; a damaged one that was asked for by `step` is
-    an error. Raises CheckpointError if there is none, if all are damaged (`last_good` is set where there is another),
-    or if they are of another model or optimizer.
+    state is. Walks downward past what is damaged with a `CheckpointWarning` each, and gives one where not all of what
+    it returns could be verified: of an old checkpoint, the step. A damaged one that was asked for by `step` is an
+    error. Raises CheckpointError if there is none, if all are damaged (`last_good` is set where there is another), or
+    if they are of another model or optimizer.
     """
     if jnp.ndim(like.step):
         raise CheckpointError("like is a pmapped state; restore into the single one, then parallel.stack the result")
-    trees = {name: getattr(like, name) for name in ITEMS}
-    good, items, damaged = _newest(directory, trees, step)
-    if step is not None:
-        _check_undamaged(directory, good, damaged)
-    for bad, reason in damaged.items():
-        warnings.warn(f"checkpoint {bad} in {directory} is damaged ({reason}); going on from {good}", stacklevel=2)
+    good, items = _newest(directory, {name: getattr(like, name) for name in ITEMS}, step)
     return like.replace(step=_place(like.step, np.asarray(good, np.int32)), **items)
 
 
 def restore_ema(directory, like: Any, step: int | None = None) -> tuple[int, Any]:
     """(step, averaged parameters) of the newest checkpoint, or of `step`: what sampling needs, without the rest.
 
-    Raises CheckpointError if it is missing, damaged (with `last_good` set) or of another model.
+    Walks past what holds nothing, such as an empty directory, with a `CheckpointWarning`, but not past a damaged
+    checkpoint: samples are not drawn from an older model unasked. Raises CheckpointError if it is missing, damaged
+    (with `last_good` set) or of another model.
     """
-    good, items, damaged = _newest(directory, dict(ema=like), step)
-    _check_undamaged(directory, good, damaged)
+    good, items = _newest(directory, dict(ema=like), step, strict=True)
     return good, items["ema"]
 
 
 def set_aside(directory, after: int) -> None:
-    """Rename the checkpoints of steps above `after` to STEP.damaged, so that those steps can be saved again."""
-    for step in steps(directory):
+    """Rename what bears the name of a step above `after` to STEP.damaged, so that those steps can be saved again."""
+    for step, path in _named(directory).items():
         if step > after:
-            source = Path(directory) / str(step)
-            target = source.with_suffix(".damaged")
-            source.rename(target if not target.exists() else source.with_suffix(f".damaged.{time.time_ns()}"))
+            _put_aside(path)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Print each `CheckpointWarning` of the block as a line on stderr, of several processes the first one's alone.
+
+    All other warnings go their usual way.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CheckpointWarning)
+        try:
+            yield
+        finally:
+            ours = [w for w in caught if issubclass(w.category, CheckpointWarning)]
+            for warning in ours if jax.process_index() == 0 else []:
+                print(f"warning: {warning.message}", file=sys.stderr)
+    for w in caught:
+        if w not in ours:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
 # ---------------------------------------------------------------- reading
 
 
-def _newest(directory, like: dict, step: int | None) -> tuple[int, dict, dict[int, str]]:
-    """(step, items, {damaged step: why}) for the newest checkpoint, up to `step`, that can be read."""
-    found = steps(directory)
-    if step is not None and step not in found:
-        raise CheckpointError(f"no checkpoint {step} in {directory}; there are {', '.join(map(str, found)) or 'none'}")
-    candidates = [s for s in found if step is None or s <= step]
+def _newest(directory, like: dict, step: int | None, strict: bool = False) -> tuple[int, dict]:
+    """(step, items) of the newest checkpoint, up to `step`, that can be read; a warning for each that was passed over.
+
+    Raises CheckpointError if the one of `step` is damaged, and if `strict`, if any is that holds something.
+    """
+    named = _named(directory)
+    if step is not None and step not in named:
+        found = ", ".join(map(str, steps(directory))) or "none"
+        raise CheckpointError(f"no checkpoint {step} in {directory}; there are {found}")
+    candidates = [s for s in named if step is None or s <= step]
     if not candidates:
         raise CheckpointError(f"no checkpoints in {directory}; train first, or name another run directory")
-    damaged = {}
-    with _manager(directory) as manager:
+    damaged, fatal = {}, set()
+    with _quiet():
         for candidate in reversed(candidates):
-            difference, items = None, None
+            path, difference, items, doubt, hollow = named[candidate], None, None, None, None
             try:
-                difference = _difference(_stored_shapes(manager, candidate, like), _shapes(like))
+                if hollow := _hollow(path):
+                    raise _Damaged(hollow)
+                about = _about(path)
+                _check_record(about, candidate)
+                difference = shape_difference(_stored_shapes(path, about, like), _shapes(like))
                 if not difference:
-                    items = _read(manager, candidate, like)
+                    items, doubt = _read(path, about, like)
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-                damaged[candidate] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+                kind = "" if isinstance(error, _Damaged) else f"{type(error).__name__}: "
+                damaged[candidate] = f"{kind}{error}".splitlines()[0][:120]
             if anywhere(candidate in damaged):  # all processes go on from one step
                 damaged.setdefault(candidate, "another process could not read it")
+                if candidate == step or strict and not hollow:
+                    fatal.add(candidate)
                 continue
-            if items is not None:
-                return candidate, items, damaged
-            raise CheckpointError(
-                f"checkpoint {candidate} in {directory} is of another model or optimizer: {difference}"
-            )
+            if difference:
+                raise CheckpointError(
+                    f"checkpoint {candidate} in {directory} is of another model or optimizer: {difference}"
+                )
+            for bad, reason in damaged.items():
+                if bad in fatal:
+                    raise CheckpointError(
+                        f"checkpoint {bad} in {directory} is damaged ({reason}); the last good one is {candidate}",
+                        candidate,
+                    )
+                _warn(f"checkpoint {bad} in {directory} is damaged ({reason}); going on from {candidate}")
+            if doubt:
+                _warn(f"checkpoint {candidate} in {directory} is unverified: {doubt}")
+            return candidate, items
     reasons = "; ".join(f"step {bad}: {reason}" for bad, reason in damaged.items())
     upto = "" if step is None else f" up to step {step}"
     raise CheckpointError(f"every checkpoint in {directory}{upto} is damaged ({reasons})")
 
 
-def _check_undamaged(directory, good: int, damaged: dict[int, str]) -> None:
-    for bad, reason in damaged.items():
-        raise CheckpointError(
-            f"checkpoint {bad} in {directory} is damaged ({reason}); the last good one is {good}", good
-        )
+class _Damaged(ValueError):
+    """Damage that we found ourselves, so that its text is enough."""
 
 
-def _read(manager, step: int, like: dict) -> dict:
-    """The items of one checkpoint, placed as in `like`. Raises whatever is wrong with a damaged one."""
+def _warn(text: str) -> None:
+    warnings.warn(text, CheckpointWarning, stacklevel=4)  # at the caller of `restore`
+
+
+def _read(path: Path, about: dict, like: dict) -> tuple[dict, str | None]:
+    """The items of the checkpoint at `path`, placed as in `like`, and what could not be verified.
+
+    Raises whatever is wrong with a damaged one.
+    """
     import orbax.checkpoint as ocp
 
     like, empty = _with_leaves(like)
-    arguments = {
-        name: ocp.args.PyTreeRestore(tree, restore_args=jax.tree.map(_restore_args, tree))
-        for name, tree in like.items()
-    }
-    restored = manager.restore(step, args=ocp.args.Composite(**arguments))
-    items = {name: restored[name] for name in like}
-    sums = _about(manager.directory, step).get("crc32", {})
-    for path, found in _checksums(items).items():
-        if sums.get(path, found) != found:
-            raise ValueError(f"{path} does not match its checksum")
-    return {name: jax.tree.map(_place, like[name], items[name]) for name in like} | empty
+    items = {}
+    for name, tree in like.items():
+        arguments = ocp.args.PyTreeRestore(tree, restore_args=jax.tree.map(_restore_args, tree))
+        items[name] = _handler().restore(_orbax_path(path / name), args=arguments)
+    doubt = _verify(about, items)
+    return {name: jax.tree.map(_place, like[name], items[name]) for name in like} | empty, doubt
 
 
 def _read_through(item: Path) -> None:
@@ -227,7 +279,7 @@ def _read_through(item: Path) -> None:
     import tensorstore as ts
 
     if not (item / "manifest.ocdbt").is_file():
-        raise ValueError(f"{item.name} is incomplete")
+        raise _Damaged(f"{item.name} is incomplete")
     store = ts.KvStore.open({"driver": "ocdbt", "base": {"driver": "file", "path": f"{item}/"}}).result()
     for key in store.list().result():
         store.read(key).result()
@@ -260,37 +312,149 @@ def _host(leaf):
     return np.asarray(leaf)
 
 
-def _checksums(items: dict) -> dict[str, int]:
-    """{path: CRC-32} of the NumPy leaves."""
-    return {path: zlib.crc32(leaf.tobytes()) for path, leaf in _leaves(items) if isinstance(leaf, np.ndarray)}
+def _checksum(leaf) -> int | dict[str, int]:
+    """The CRC-32 of an array that this process holds whole, {part: CRC-32} of its parts of another one."""
+    if isinstance(leaf, np.ndarray):
+        return zlib.crc32(leaf.tobytes())
+    sums = {}
+    for shard in leaf.addressable_shards:
+        ranges = [s.indices(n)[:2] for s, n in zip(shard.index, leaf.shape, strict=True)]
+        sums[",".join(f"{start}:{stop}" for start, stop in ranges)] = zlib.crc32(np.asarray(shard.data).tobytes())
+    return sums
 
 
-def _about(directory, step: int) -> dict:
-    """What `save` noted: items, checksums, note; empty where that is lost, which harms nothing but the check."""
-    path = Path(directory) / str(step) / "_CHECKPOINT_METADATA"
+def _matches(leaf, noted) -> bool | None:
+    """Whether an array is the one that a checksum was taken of; None if they cannot be compared."""
+    if isinstance(leaf, np.ndarray) and isinstance(noted, dict):
+        parts = {part: tuple(slice(*map(int, one.split(":"))) for one in part.split(",")) for part in noted}
+        return all(_checksum(leaf[parts[part]]) == crc for part, crc in noted.items())
+    found = _checksum(leaf)
+    if isinstance(found, dict) and isinstance(noted, dict):
+        known = found.keys() & noted.keys()
+        same = all(found[part] == noted[part] for part in known)
+        return None if same and len(known) < len(found) else same
+    return found == noted if isinstance(found, int) and isinstance(noted, int) else None
+
+
+def _checksums(items: dict) -> dict[str, int | dict[str, int]]:
+    """{path: checksum}, with the parts of all processes, which all of them call together."""
+    sums = {path: _checksum(leaf) for path, leaf in _leaves(items)}
+    own = {path: parts for path, parts in sums.items() if isinstance(parts, dict)}
+    if own:
+        from jax.experimental.multihost_utils import process_allgather
+
+        text = np.frombuffer(json.dumps(own).encode(), np.uint8)
+        longest = process_allgather(np.int32(text.size)).max()
+        for row in process_allgather(np.pad(text, (0, longest - text.size), constant_values=ord(" "))):
+            for path, parts in json.loads(row.tobytes()).items():
+                sums[path] |= parts
+    return sums
+
+
+def _record(step: int, items: dict, note: dict | None) -> dict:
+    """What a checkpoint says of itself, as JSON gives it back."""
+    record = dict(step=step, items=list(items), crc32=_checksums(items), note=note or {})
+    record = json.loads(json.dumps(record))
+    return record | dict(record_crc32=_record_checksum(record))
+
+
+def _record_checksum(record: dict) -> int:
+    parts = {name: part for name, part in record.items() if name != "record_crc32"}
+    return zlib.crc32(json.dumps(parts, sort_keys=True).encode())
+
+
+def _check_record(about: dict, step: int) -> None:
+    """Raise if the record is damaged or of another step; an old one says neither its step nor its own checksum."""
+    if "step" not in about and "record_crc32" not in about:
+        return
+    if about.get("record_crc32") != _record_checksum(about):
+        raise _Damaged("its record does not match its checksum")
+    if about["step"] != step:
+        raise _Damaged(f"it holds step {about['step']}, not {step}: it was renamed")
+
+
+def _verify(about: dict, items: dict) -> str | None:
+    """What could not be verified of these items, in a few words. Raises if an array does not match its checksum."""
+    sums = about.get("crc32", {})
+    match = {path: _matches(_host(leaf), sums.get(path)) for path, leaf in _leaves(items)}
+    wrong, unknown = ([path for path in match if match[path] is answer] for answer in (False, None))
+    if wrong:
+        raise _Damaged(f"{min(wrong)} does not match its checksum")
+    if not sums:
+        return "its checksums are missing"
+    if unknown:
+        return f"{len(unknown)} of {len(match)} arrays have no checksum to compare with"
+    return None if "step" in about else "it is of an earlier version, which took the step from the directory's name"
+
+
+def _about(path: Path) -> dict:
+    """The record of the checkpoint at `path`; empty where that is lost, which harms nothing but the check."""
     try:  # not by manager.metadata, which opens all arrays first
-        return json.loads(path.read_text())["custom_metadata"] or {}
-    except (OSError, ValueError, KeyError):
+        about = json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
+    kinds = dict(items=list, crc32=dict, note=dict)
+    right = isinstance(about, dict) and all(isinstance(about.get(name, kind()), kind) for name, kind in kinds.items())
+    return about if right else {}
 
 
-def _stored_shapes(manager, step: int, like: dict) -> dict[str, tuple]:
-    """{path: shape} of those stored items that `like` names."""
-    directory = Path(manager.directory) / str(step)
-    stored = _about(manager.directory, step).get("items") or [name for name in ITEMS if (directory / name).is_dir()]
+def _named(directory) -> dict[int, Path]:
+    """{step: path}, ascending, of all that bears a step's name: also of a file, or of a link to nothing."""
+    directory = Path(directory)
+    paths = directory.iterdir() if directory.is_dir() else ()
+    found = {int(path.name): path for path in paths if re.fullmatch("0|[1-9][0-9]{0,9}", path.name)}
+    return {step: found[step] for step in sorted(found) if step < 2**31}
+
+
+def _hollow(path: Path) -> str | None:
+    """Why there is no checkpoint at all at a path where something is; None if there is one, or nothing."""
+    if path.is_dir():
+        return None if any((path / name).is_dir() for name in ITEMS) else "nothing is stored in it"
+    if path.is_symlink():
+        return "it is a link to nothing"
+    return "it is not a directory" if path.exists() else None
+
+
+def remove_unfinished(directory) -> list[Path]:
+    """Remove the checkpoints in `directory` whose writing failed or was killed, and say which.
+
+    Nobody may be writing there. After a failure in this process, threads of TensorStore may go on for a moment: a
+    folder that they fill again is removed again, for up to 10 seconds.
+
+    Raises:
+        OSError: one of them could not be removed.
+    """
+    directory, until = Path(directory), time.monotonic() + 10
+    paths = sorted(directory.iterdir()) if directory.is_dir() else ()
+    paths = [path for path in paths if re.fullmatch(r"\d+\.orbax-checkpoint-tmp(-\d+)?", path.name)]
+    paths = [path for path in paths if path.is_dir() and not path.is_symlink()]
+    for path in paths:
+        while path.exists():
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+    return paths
+
+
+def _put_aside(path: Path) -> None:
+    target = path.with_suffix(".damaged")
+    path.rename(target if not os.path.lexists(target) else path.with_suffix(f".damaged.{time.time_ns()}"))
+
+
+def _stored_shapes(path: Path, about: dict, like: dict) -> dict[str, tuple]:
+    """{path: shape} of those items stored in the checkpoint at `path` that `like` names."""
+    always = [name for name in ("params", "ema") if jax.tree.leaves(like.get(name))]
+    stored = about.get("items") or [name for name in ITEMS if (path / name).is_dir() or name in always]
     names = [name for name in stored if name in like]
     for name in names:
-        _read_through(directory / name)
-    metadata = manager.item_metadata(step)
-    shapes = {}
-    for name in names:
-        if metadata[name] is None:
-            raise ValueError(f"{name} is incomplete")
-        shapes |= _shapes({name: getattr(metadata[name], "tree", metadata[name])})
-    return shapes
+        _read_through(path / name)
+    return _shapes({name: _handler().metadata(_orbax_path(path / name)).tree for name in names})
 
 
-def _difference(stored: dict[str, tuple], like: dict[str, tuple]) -> str | None:
+def shape_difference(stored: dict[str, tuple], like: dict[str, tuple]) -> str | None:
     """What differs between stored and expected shapes, in a few words; None if nothing does."""
     for label, names in (("missing", like.keys() - stored.keys()), ("unexpected", stored.keys() - like.keys())):
         if names:
@@ -321,37 +485,79 @@ def _with_leaves(trees: dict) -> tuple[dict, dict]:
     return full, {name: tree for name, tree in trees.items() if name not in full}
 
 
-@contextlib.contextmanager
-def _manager(directory):
-    """An Orbax manager to read with, that keeps quiet."""
-    with _quiet():
-        manager = _open(directory, write=False)
-        try:
-            yield manager
-        finally:
-            manager.close()
+def _handler():
+    """What reads and writes an item. Items are read by it alone: Orbax's manager first opens all other steps too."""
+    import orbax.checkpoint as ocp
+
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=True)
 
 
-def _open(directory, write: bool):
-    """An Orbax manager; one that writes does so in the background, and removes first what a killed save has left."""
+def _orbax_path(path: Path):
+    from etils import epath
+
+    return epath.Path(path.resolve())
+
+
+def _open(directory):
+    """An Orbax manager that writes in the background, and first removes what a killed save has left."""
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=None, create=write, cleanup_tmp_directories=write, enable_async_checkpointing=write
+        max_to_keep=None, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
     )
-    handlers = {name: ocp.PyTreeCheckpointHandler(use_ocdbt=True) for name in ITEMS}
-    return ocp.CheckpointManager(Path(directory).resolve(), options=options, item_handlers=handlers)
+    return ocp.CheckpointManager(
+        Path(directory).resolve(), options=options, item_handlers={name: _handler() for name in ITEMS}
+    )
 
 
 @contextlib.contextmanager
 def _quiet():
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keep what Orbax and TensorStore report off stderr: what went wrong is said once, by us.
+
+    After an error this stays so, for what their threads have still to report.
+    """
+    hook = sys.unraisablehook
+    if not isinstance(hook, _Hook):
+        hook = sys.unraisablehook = _Hook(hook)
+        logging.getLogger("absl").addFilter(_not_of_orbax)
+    hook.users += 1
     try:
         yield
+    except BaseException:
+        hook.users += 1  # for good
+        raise
     finally:
-        logger.setLevel(level)
+        hook.users -= 1
+        if not hook.users:
+            logging.getLogger("absl").removeFilter(_not_of_orbax)
+            if sys.unraisablehook is hook:
+                sys.unraisablehook = hook.before
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+@dataclasses.dataclass
+class _Hook:
+    """A `sys.unraisablehook` that says nothing of results which come after Orbax has given up, and else calls `before`.
+
+    Orbax closes its event loop at the first array that fails. TensorStore's threads are still at the others, and each
+    then calls `loop.call_soon_threadsafe(callback, a tensorstore.Future, ...)` on the closed loop, from C++, where
+    nobody can catch the RuntimeError "Event loop is closed".
+    """
+
+    before: Callable
+    users: int = 0
+
+    def __call__(self, unraisable) -> None:
+        error, trace = unraisable.exc_value, unraisable.exc_traceback
+        if isinstance(error, RuntimeError) and str(error) == "Event loop is closed" and trace is not None:
+            outermost = trace.tb_frame
+            given = outermost.f_locals.get("args") or (None,)
+            if outermost.f_code.co_name == "call_soon_threadsafe" and type(given[0]).__module__ == "tensorstore":
+                return
+        self.before(unraisable)
 
 
 @contextlib.contextmanager
@@ -359,9 +565,9 @@ def _writing(directory, step):
     """Name the file system's failures, of which TensorStore makes ValueErrors, as what they are to the user."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         text = " ".join(str(error).split())
-        kept = [s for s in steps(directory) if s != step]
+        kept = [s for s in steps(directory) if step is None or s < step]
         full = "No space left" in text or getattr(error, "errno", None) == errno.ENOSPC
         why = "the disk is full" if full else getattr(error, "strerror", None) or text[:200]
         good = f"earlier checkpoints are intact, the last is {kept[-1]}" if kept else "there is no earlier one"

@@ -244,11 +244,12 @@ def _ends(law, schedule) -> tuple[Number, Number]:
 
 
 def _check_ends(law) -> None:
-    """Raise ValueError unless 0 <= t_min <= t_max <= 1; traced ends are not looked at."""
+    """Raise ValueError unless 0 <= t_min < t_max <= 1, or the two are given as one; traced ends are not looked at."""
     check_range(law, 0, 1, t_min=law.t_min, t_max=law.t_max)
     low, high = (0.0 if law.t_min is None else law.t_min), (1.0 if law.t_max is None else law.t_max)
-    if concrete(low, high) and not (np.asarray(low) <= np.asarray(high)).all():
-        raise ValueError(f"{type(law).__name__}: t_min must not be above t_max, got {law.t_min} and {law.t_max}")
+    one = law.t_min is not None and law.t_max is not None
+    if concrete(low, high) and not ((np.asarray(low) < high) | (one & (np.asarray(low) == high))).all():
+        raise ValueError(f"{type(law).__name__}: t_min must be below t_max, got {law.t_min} and {law.t_max}")
 
 
 def _strata(key, n: int) -> Array:

@@ -4,6 +4,7 @@ The same pure step runs under `jax.jit` with these shardings (data parallel, or 
 `jax.pmap` with an axis name, and in several processes under `jax.distributed`.
 """
 
+import math
 import os
 from typing import Any
 
@@ -13,13 +14,22 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def initialize(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None) -> bool:
+def initialize(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
+    timeout: float = 300.0,
+    heartbeat: float = 100.0,
+) -> bool:
     """Join the processes of a run, before anything else asks for a device; whether there are several.
 
     Slurm, Open MPI, TPU pods and indexed Kubernetes jobs are recognised by their environment. Elsewhere give all three:
-    the coordinator's HOST:PORT, how many processes there are, and which one this is, from 0.
+    the coordinator's HOST:PORT, how many processes there are, and which one this is, from 0. After `timeout` seconds in
+    which not all have come, and after `heartbeat` seconds in which one is not heard of, JAX aborts the process, with
+    pages of its own on stderr.
     Raises ValueError if only some are given or they make no sense.
     """
+    limits = dict(initialization_timeout=math.ceil(timeout), heartbeat_timeout_seconds=math.ceil(heartbeat))
     given = [coordinator is not None, processes is not None, process_id is not None]
     if any(given):
         if not all(given):
@@ -29,13 +39,27 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
                 f"expected a coordinator HOST:PORT and an id from 0 to {processes - 1}; "
                 f"got {coordinator!r} and {process_id}"
             )
-        jax.distributed.initialize(coordinator, processes, process_id)
-    elif _in_cluster():
-        jax.distributed.initialize()
+        _join(coordinator, processes, process_id, **limits)
+    elif in_cluster():
+        _join(**limits)
     return jax.process_count() > 1
 
 
-def _in_cluster() -> bool:
+def _join(*place, **limits) -> None:
+    jax.config.update("jax_enable_preemption_service", False)  # which takes SIGTERM for itself
+    jax.distributed.initialize(*place, **limits)
+
+
+def launched() -> tuple[int, int] | None:
+    """(number of this process, how many there are) as Slurm or Open MPI say in the environment; None elsewhere."""
+    for rank, count in (("SLURM_PROCID", "SLURM_NTASKS"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")):
+        numbers = os.environ.get(rank, ""), os.environ.get(count, "")
+        if all(number.isdigit() for number in numbers):
+            return int(numbers[0]), int(numbers[1])
+    return None
+
+
+def in_cluster() -> bool:
     """Whether the environment is that of one of several processes, as the launchers that JAX knows set it."""
     env = os.environ.get
     counts = (env("SLURM_NTASKS") if "SLURM_PROCID" in os.environ else None, env("OMPI_COMM_WORLD_SIZE"))
@@ -145,8 +169,23 @@ def host(tree: Any) -> Any:
 
 def anywhere(flag: bool) -> bool:
     """Whether the flag is set in any process: all of them call this together, and wait for each other."""
+    return bool(highest(bool(flag)))
+
+
+def highest(number: int) -> int:
+    """The largest of the processes' whole numbers: all of them call this together, and wait for each other."""
     if jax.process_count() == 1:
-        return flag
+        return int(number)
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+    return int(multihost_utils.process_allgather(np.asarray(number, np.int32)).max())
+
+
+def from_first(text: str, most: int = 1024) -> str:
+    """The text, of at most `most` bytes, that process 0 gave: all processes call this together."""
+    if jax.process_count() == 1:
+        return text
+    from jax.experimental import multihost_utils
+
+    raw = np.frombuffer(text.encode().ljust(most, b"\0"), np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(raw)).rstrip(b"\0").decode()

@@ -4,25 +4,30 @@ Karras et al. 2024, arXiv:2312.02696, section 3.2 and appendix C.3. A profile (t
 tau <= t by p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1): what `ema.power_gamma` tracks. A profile that was not
 tracked is the nearest combination of snapshots that were: train once, choose the length of the average afterwards.
 
-`DIR/STEP-SIGMA_REL.npz`, one file a snapshot: each array with its CRC-32, no pickles. Files appear whole or not at all.
+`DIR/STEP-SIGMA_REL.npz`, one file a snapshot, without pickles. Each holds a record beside its arrays: its step and
+sigma_rel, a CRC-32 of each array, and a fingerprint of the model, so that it is not taken for another one.
 """
 
-import contextlib
-import os
+import json
 import re
+import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.checkpoint import CheckpointError
+from jdiff import foreign
+from jdiff.checkpoint import CheckpointError, CheckpointWarning, shape_difference
 from jdiff.ema import gamma_of
+from jdiff.files import write
 from jdiff.parallel import host
+
+NAME = re.compile(r"([0-9]+)-([0-9.]+(?:e-[0-9]+)?)\.npz")  # of a snapshot's file
+RECORD = "jdiff/record"
 
 # ---------------------------------------------------------------- which snapshots, how much of each
 
@@ -126,64 +131,121 @@ def store(directory, step: int, averages: dict) -> list[Path]:
     paths = []
     for key, params in averages.items():
         paths.append(Path(directory) / f"{int(step)}-{widths[key]!r}.npz")
-        write_params(paths[-1], params)
+        write_params(paths[-1], params, dict(step=int(step), sigma_rel=widths[key]))
     return paths
 
 
 def snapshots(directory) -> list[Snapshot]:
-    """The snapshots in a directory, by step and width; none if there is no such directory."""
-    directory = Path(directory)
-    found = []
-    for path in directory.iterdir() if directory.is_dir() else ():
-        match = re.fullmatch(r"(\d+)-([\d.]+(?:e-\d+)?)\.npz", path.name)
-        if match:
-            found.append(Snapshot(int(match[1]), float(match[2]), path))
-    return sorted(found)
+    """The snapshots in a directory, by step and width; none if there is no such directory.
+
+    Raises CheckpointError naming a file that has a snapshot's name, but of none that there can be, or one's twice.
+    """
+    directory, found = Path(directory), {}
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if match := NAME.fullmatch(path.name):
+            try:
+                snapshot = Snapshot(int(match[1]), float(match[2]), path)
+                snapshot.gamma  # noqa: B018  it raises
+            except ValueError as error:
+                raise CheckpointError(f"{path} is no snapshot: {error}; put it elsewhere") from error
+            if not snapshot.step:
+                raise CheckpointError(f"{path} is no snapshot: it is of step 0, expected 1 or more; put it elsewhere")
+            if other := found.get(snapshot[:2]):
+                raise CheckpointError(f"{path} and {other.path.name} are of one step and sigma_rel; put one elsewhere")
+            found[snapshot[:2]] = snapshot
+    return sorted(found.values())
 
 
-def write_params(path, params: Any) -> None:
-    """Write a tree of arrays as .npz, whole or not at all. Raises OSError naming the path if that fails."""
-    path = Path(path)
+def load(snapshots: Iterable[Snapshot]) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of each snapshot in turn, {name: array}, as `combine` takes them.
+
+    Each file is compared with its name, with the checksums in it and with the model of the first. Raises
+    CheckpointError naming a file that is missing, damaged, renamed or of another model. Those of earlier versions
+    hold no record to compare with: a `CheckpointWarning` says so at the end.
+    """
+    first, shapes, old = None, None, []
+    for snapshot in snapshots:
+        arrays, record = _open(snapshot.path)
+        own = {name: array.shape for name, array in arrays.items()}
+        if first is None:
+            first, shapes = snapshot, own
+        elif difference := shape_difference(own, shapes):
+            raise CheckpointError(f"{snapshot.path} is of another model than {first.path.name}: {difference}")
+        if record is None:
+            old.append(snapshot)
+        yield arrays
+    if old:
+        _warn_unverified(f"{old[0].path} and {len(old) - 1} more are" if len(old) > 1 else f"{old[0].path} is")
+
+
+def write_params(path, params: Any, about: dict | None = None) -> None:
+    """Write a tree of arrays as .npz, whole or not at all, with a record of what they are and `about`, of JSON.
+
+    Under several processes all of them call this, and the first writes. Raises OSError naming the path if that fails.
+    """
     arrays = {}
     for name, leaf in _leaves(params):
         whole = host(leaf)
         if jax.process_index() == 0:
-            arrays[f"ema/{name}"] = np.float32(whole) if whole.dtype.kind == "V" else whole  # bfloat16 is not NumPy's
+            arrays[name] = np.float32(whole) if whole.dtype.kind == "V" else whole  # bfloat16 is not NumPy's
     if jax.process_index():
         return
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    record = np.frombuffer(json.dumps((about or {}) | _contents(arrays)).encode(), np.uint8)
+    # the record first: a bit flipped in the archive's list of members can hide those after it
+    arrays = {RECORD: record} | {f"ema/{name}": array for name, array in arrays.items()}
+    write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+
+def _contents(arrays: dict[str, np.ndarray]) -> dict:
+    """What a record says of arrays: a CRC-32 of each, and one of their names, shapes and dtypes, the model's."""
+    shapes = sorted((name, array.shape, array.dtype.name) for name, array in arrays.items())
+    sums = {name: zlib.crc32(array.tobytes()) for name, array in arrays.items()}
+    return dict(crc32=sums, model=zlib.crc32(json.dumps(shapes).encode()))
 
 
 def read(path) -> dict[str, np.ndarray]:
-    """{name: array} of a file of `store` or `write_params`. Raises CheckpointError if it is missing or damaged."""
-    path = Path(path)
+    """{name: array} of a file of `store` or `write_params`.
+
+    Raises CheckpointError if it is missing, damaged or renamed. A snapshot of an earlier version holds no record to
+    compare with: a `CheckpointWarning` says so.
+    """
+    arrays, record = _open(Path(path))
+    if record is None and NAME.fullmatch(Path(path).name):
+        _warn_unverified(f"{path} is")
+    return arrays
+
+
+def _open(path: Path) -> tuple[dict[str, np.ndarray], dict | None]:
+    """(arrays, record) of a file, the record None in those of earlier versions; they are compared."""
     if not path.is_file():
         raise CheckpointError(f"there is no {path}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name.removeprefix("ema/"): archive[name] for name in archive.files}
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        BadZipFile,
-        zlib.error,
-    ) as error:
-        raise CheckpointError(f"{path} is damaged ({' '.join(f'{type(error).__name__}: {error}'.split())})") from error
+        arrays = foreign.read_npz(path)
+        record = arrays.pop(RECORD, None)
+        odd = [name for name in arrays if not name.startswith("ema/")]
+        if odd:
+            raise ValueError(f"{odd[0]} is not of the model")
+        arrays = {name.removeprefix("ema/"): array for name, array in arrays.items()}
+        if record is None:
+            return arrays, None
+        record = foreign.parse_json(record.tobytes())
+        if not isinstance(record, dict):
+            raise ValueError("its record is none")
+        for what, found in _contents(arrays).items():
+            if record.get(what) != found:
+                raise ValueError("its arrays do not match their checksums")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({foreign.one_line(error)})") from error
+    match = NAME.fullmatch(path.name)
+    step, sigma_rel = record.get("step"), record.get("sigma_rel")
+    if match and step is not None and (step, sigma_rel) != (int(match[1]), float(match[2])):
+        raise CheckpointError(f"{path} holds the average of step {step} and sigma_rel {sigma_rel}: it was renamed")
+    return arrays, record
+
+
+def _warn_unverified(which: str) -> None:
+    text = f"{which} unverified: written by an earlier version, without a record of checksums, step and sigma_rel"
+    warnings.warn(text, CheckpointWarning, stacklevel=3)
 
 
 def load_params(path, like: Any) -> Any:
@@ -193,14 +255,9 @@ def load_params(path, like: Any) -> Any:
     """
     arrays = read(path)
     names = {name: leaf for name, leaf in _leaves(like)}
-    for what, odd in (("missing", names.keys() - arrays.keys()), ("unexpected", arrays.keys() - names.keys())):
-        if odd:
-            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-            raise CheckpointError(f"{path} is of another model: {what} {min(odd)}{more}")
-    for name, leaf in names.items():
-        if arrays[name].shape != tuple(leaf.shape):
-            shapes = f"{arrays[name].shape}, expected {tuple(leaf.shape)}"
-            raise CheckpointError(f"{path} is of another model: {name} has shape {shapes}")
+    shapes = {name: tuple(leaf.shape) for name, leaf in names.items()}
+    if difference := shape_difference({name: array.shape for name, array in arrays.items()}, shapes):
+        raise CheckpointError(f"{path} is of another model: {difference}")
     leaves = [arrays[name].astype(leaf.dtype, copy=False) for name, leaf in names.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 

@@ -5,6 +5,10 @@
 
 import dataclasses
 import functools
+import json
+import math
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,19 @@ import numpy as np
 import jdiff
 from jdiff import checkpoint
 from jdiff import config as configs
-from jdiff.config import Config, ConfigError, Sample
+from jdiff.config import Config, ConfigError, Sample, first_line
 from jdiff.data import Dataset, without_labels
 from jdiff.levels import LossAware
 from jdiff.models.summary import summary
 from jdiff.train import TrainState, init_state
 
+UNFIT = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, MemoryError)  # what wrong sizes raise
+# the settings that samples of a trained average do not depend on, or only as asked for when they are drawn
+UNSAMPLED = (
+    "name", "seed", "levels", "weight", "coupling", "loss.args", "train", "sample",
+    "data.args.data_dir", "data.args.cache", "data.args.threads",
+)  # fmt: skip
+EXPLODED = 1e6  # of a sample in the model's numbers, which are about 1
 SNR_LIMIT = 1e-3  # alpha^2 / sigma^2 above which N(0, sigma^2) is visibly not where the process ends
 
 
@@ -77,24 +88,74 @@ def open_run(directory) -> Run:
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise ConfigError(f"{directory} is no run directory: it has no config.json; make one with scripts/train.py")
-    return build(directory, configs.from_json(path.read_text()))
+    return build(directory, configs.from_json(path))
 
 
 def like(run: Run) -> Any:
     """Zeros in the structure of the run's parameters, for restoring into."""
-    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), jax.eval_shape(run.init_params))
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), param_shapes(run))
+
+
+def param_shapes(run: Run) -> Any:
+    """The shapes of the run's parameters. Raises ConfigError if the network cannot be made or held in memory."""
+    try:
+        shapes = jax.eval_shape(run.init_params)
+    except UNFIT as error:
+        raise ConfigError(f"the parts of this config do not fit: {first_line(error)}") from error
+    _check_memory(run, shapes, "its parameters")
+    return shapes
+
+
+def _check_memory(run: Run, shapes, what: str) -> None:
+    """Raise ConfigError if arrays of these shapes are larger than the memory of the machines."""
+    size = sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(shapes))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
+    if size > memory:
+        raise ConfigError(
+            f"model {run.config.model.name!r} is too large: {what} would take {size / 2**30:,.0f} GiB, and there are "
+            f"{memory / 2**30:,.0f} GiB of memory"
+        )
 
 
 def restore_ema(run: Run, step: int | None = None) -> tuple[int, Any]:
-    """(step, averaged parameters) of the newest checkpoint, or of `step`.
+    """(step, averaged parameters) of the newest checkpoint, or of `step`; what was passed over is told on stderr.
 
-    Raises CheckpointError as `checkpoint.restore_ema` does.
+    Raises CheckpointError as `checkpoint.restore_ema` does, and ConfigError if it was trained with another config.
     """
     names = averages(run.config)
-    if names is None:
-        return checkpoint.restore_ema(run.checkpoints, like(run), step)
-    step, trees = checkpoint.restore_ema(run.checkpoints, {name: like(run) for name in names}, step)
-    return step, trees["main"]
+    trees = like(run) if names is None else {name: like(run) for name in names}
+    with checkpoint.told():
+        step, trees = checkpoint.restore_ema(run.checkpoints, trees, step)
+        check_noted(run, step, ignore=UNSAMPLED)
+    return step, trees if names is None else trees["main"]
+
+
+def check_noted(run: Run, step: int | None = None, ignore=()) -> None:
+    """Raise ConfigError where checkpoint `step`, or the newest with a note, was trained with another config.
+
+    A note that this version cannot read is not compared: a `CheckpointWarning` says so.
+
+    Args:
+        run: the run, with the config that is asked for now.
+        step: the checkpoint's step; None for the newest that notes a config.
+        ignore: dotted names of settings that may differ, with all below them.
+    """
+    steps = checkpoint.steps(run.checkpoints) if step is None else [step]
+    noted = [(s, checkpoint.read_note(run.checkpoints, s).get("config")) for s in reversed(steps)]
+    step, noted = next(((s, config) for s, config in noted if config), (None, None))
+    if noted is None:
+        return
+    try:
+        old = configs.from_json(json.dumps(noted))
+    except ConfigError as error:
+        text = f"the config noted in checkpoint {step} in {run.checkpoints} is not compared: {error}"
+        warnings.warn(text, checkpoint.CheckpointWarning, stacklevel=2)
+        return
+    if change := configs.change(old, run.config, ignore):
+        raise ConfigError(
+            f"checkpoint {step} in {run.checkpoints} is of another run: {change}; put config.json back as it was, or "
+            "name another run directory"
+        )
 
 
 def averages(config: Config) -> list[str] | None:
@@ -137,6 +198,7 @@ def draw(run: Run, params, key, num: int, how: Sample, labels=None, *, batch: in
     """num samples in the model's numbers, (num, ...), and their labels (num,) or None; labels cycle.
 
     Sample i depends on (key, i) and its label alone. With `path`, also the states at times[1:], (N - 1, num, ...).
+    Raises ConfigError if a sample is not finite, or beyond 1e6.
     """
     classes = run.dataset.classes
     if labels is not None:
@@ -154,7 +216,23 @@ def draw(run: Run, params, key, num: int, how: Sample, labels=None, *, batch: in
         if path:
             paths.append(np.asarray(states)[:, :kept])
     samples = np.concatenate(samples)
+    _check_finite(samples, params)
     return (samples, cycle, np.concatenate(paths, axis=1)) if path else (samples, cycle)
+
+
+def _check_finite(samples: np.ndarray, params) -> None:
+    """Raise ConfigError if a sample is not finite, or so large that the sampling has exploded all the same."""
+    rows = samples.reshape(len(samples), -1)
+    finite, small = np.isfinite(rows).all(1), (np.abs(rows) <= EXPLODED).all(1)
+    if small.all():
+        return
+    bad, what = (~small, f"beyond {EXPLODED:g}") if finite.all() else (~finite, "not finite")
+    largest = np.max([np.abs(np.asarray(leaf, np.float32)).max(initial=0) for leaf in jax.tree.leaves(params)])
+    if largest < 1e4:  # those of a trained network reach some tens
+        advice = "try guidance nearer to 1, a smaller eta or churn, more steps, or another solver"
+    else:
+        advice = f"the parameters reach {largest:.3g}; use an earlier checkpoint, or train with a lower train.lr"
+    raise ConfigError(f"{bad.sum():,} of {len(samples):,} samples are {what}: {advice}")
 
 
 def _sampler(run: Run, how: Sample, size: int):
@@ -178,10 +256,14 @@ def _sampler(run: Run, how: Sample, size: int):
 
 def new_state(run: Run) -> TrainState:
     """The run's training state at step 0."""
+    return _state_of(run, run.init_params())
+
+
+def _state_of(run: Run, params) -> TrainState:
     tx, _ = configs.build_optimizer(run.config)
     law = run.objective["levels"]
     extra = {"levels": law.init()} if isinstance(law, LossAware) else None
-    return init_state(run.init_params(), tx, extra, averages=averages(run.config))
+    return init_state(params, tx, extra, averages=averages(run.config))
 
 
 def rehearse(run: Run, loss) -> None:
@@ -192,14 +274,15 @@ def rehearse(run: Run, loss) -> None:
     key, labels = jax.random.key(0), jnp.zeros(2, jnp.int32) if run.dataset.classes else None
     x = jax.ShapeDtypeStruct((2, *run.dataset.shape), jnp.float32)
     try:
-        params = jax.eval_shape(run.init_params)
+        params = param_shapes(run)
+        _check_memory(run, jax.eval_shape(functools.partial(_state_of, run), params), "its training state")
         jax.eval_shape(loss, params, key, x, labels)
         how = dataclasses.replace(run.config.sample, match_prior=False)  # its moments would read the data
         jax.eval_shape(functools.partial(_sampler(run, how, 2), path=False), params, key, np.arange(2), labels)
     except ConfigError:
         raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"the parts of this config do not fit: {str(error).splitlines()[0]}") from error
+    except UNFIT as error:
+        raise ConfigError(f"the parts of this config do not fit: {first_line(error)}") from error
 
 
 def _check_labels(labels, classes: int) -> None:

@@ -1,9 +1,13 @@
 """Watching a run: progress on the terminal, metrics.jsonl, TensorBoard, and what the numbers mean for the machine."""
 
+import contextlib
 import json
 import math
+import os
 import sys
 import time
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -24,6 +28,27 @@ def peak_flops(devices) -> float | None:
     kind = devices[0].device_kind
     known = [(name, peak) for name, peak in PEAK_FLOPS.items() if kind.startswith(name)]
     return max(known)[1] * len(devices) if known else None  # the longest name that fits
+
+
+def say(*words, file=None, **keywords) -> None:
+    """As `print`, to stdout or `file`, at once; a terminal that was closed does not matter."""
+    file = file or sys.stdout
+    with silenced(file):
+        print(*words, file=file, flush=True, **keywords)
+
+
+@contextlib.contextmanager
+def silenced(file) -> Iterator[None]:
+    """Let no failure to write to `file`, stdout or stderr, leave the block: what follows goes nowhere.
+
+    A run that its terminal has left goes on, or saves.
+    """
+    try:
+        yield
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, file.fileno())
+        os.close(null)
 
 
 def memory() -> float | None:
@@ -50,7 +75,9 @@ class Log:
             from tensorboardX import SummaryWriter
 
             if self.path.exists():  # entries of steps that were lost are made again; the last may be half a line
-                text = "".join(line + "\n" for line in _lines(self.path) if _step(line) <= start)
+                entries = read_metrics(self.path, lambda text: say("warning:", text, file=sys.stderr))
+                kept = [entry for entry in entries if entry["step"] <= start]
+                text = "".join(json.dumps(entry) + "\n" for entry in kept)
                 write(self.path, lambda file: file.write(text.encode()))
             self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
         quiet = not (first and sys.stderr.isatty())
@@ -76,14 +103,15 @@ class Log:
                     self.board.add_scalar(name, value, step)
         speed = f"{rate * self.images:,.0f} images/s" if self.images else f"{rate:,.0f} steps/s"
         speed += f", MFU {entry['mfu']:.0%}" if "mfu" in entry else ""
-        self.bar.set_postfix_str(f"loss {numbers['loss']:.4f}, {speed}")
-        self.bar.update(step - self.step)
+        with silenced(sys.stderr):
+            self.bar.set_postfix_str(f"loss {numbers['loss']:.4f}, {speed}")
+            self.bar.update(step - self.step)
         if self.compiled is None:
             self.compiled = (step, now)  # the first visit compiles: it tells nothing of the rate
         if self.first and self.bar.disable and (now - self.spoke > 10 or step == self.total):
             done, elapsed = step - self.compiled[0], now - self.compiled[1]
             left = f"{(self.total - step) * elapsed / done:,.0f} s left" if done else "compiled"
-            print(f"step {step:,}/{self.total:,}  loss {numbers['loss']:.4f}  {speed}  {left}", flush=True)
+            say(f"step {step:,}/{self.total:,}  loss {numbers['loss']:.4f}  {speed}  {left}")
             self.spoke = now
         self.step, self.time, self.visits = step, now, self.visits + 1
 
@@ -106,23 +134,31 @@ class Log:
 
     def close(self) -> None:
         """Flush and close everything."""
-        self.bar.close()
+        with silenced(sys.stderr):
+            self.bar.close()
         if self.board is not None:
             self.board.close()
 
 
-def read_metrics(path) -> list[dict]:
-    """The entries of a metrics.jsonl, oldest first; [] where there is none."""
-    return [json.loads(line) for line in _lines(Path(path))] if Path(path).exists() else []
+def read_metrics(path, warn: Callable[[str], object] = warnings.warn) -> list[dict]:
+    """The entries of a metrics.jsonl, oldest first; [] where there is none.
+
+    A line that is damaged, or has no whole number as its step, is left out, and `warn` is given a text that says how
+    many. A last line that a kill has cut short is left out in silence.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    *lines, cut = path.read_text(errors="replace").split("\n")
+    entries = [_entry(line) for line in (*lines, cut)]
+    if bad := entries[:-1].count(None):
+        warn(f"{path}: {bad} of {len(lines)} lines are damaged and left out")
+    return [entry for entry in entries if entry is not None]
 
 
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if _step(line) < math.inf]
-
-
-def _step(line: str) -> float:
-    """The step of an entry; infinite for a line cut short by a kill."""
+def _entry(line: str) -> dict | None:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and type(entry.get("step")) is int else None

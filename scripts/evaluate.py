@@ -21,6 +21,7 @@ from jdiff import config as configs
 from jdiff.data import DataError, load
 
 FRESH_SETS = 8
+MOST = 10_000_000  # samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +31,26 @@ class Arguments:
     run_dir: Annotated[str, tyro.conf.Positional]
     """A run directory made by scripts/train.py."""
     num: int = 500
-    """Samples of images with classes; planes are measured on 10,000."""
+    """Samples of images with classes, more than a judge has features; planes are measured on 10,000."""
     guidance: tuple[float, ...] = (1.0, 2.0)
     """Weights to measure."""
     judge: str | None = None
     """A ResNet's file, NAME.npz: made here, from the training split, if there is none yet."""
     seed: int = 1
-    """Of the samples."""
+    """Of the samples, and of the held-out images whose pixels they are compared with."""
 
 
 def main(argv: list[str]) -> int:
     a = configs.parse(Arguments, argv, prog="scripts/evaluate.py")
+    configs.check_seed(a.seed)
+    if not 2 <= a.num <= MOST:
+        raise configs.ConfigError(f"--num must be from 2 to {MOST:,}, got {a.num}: the samples' covariance is measured")
+    if a.judge is not None:
+        check_judge(a.judge)
     run = runs.open_run(a.run_dir)
+    hows = [dataclasses.replace(run.config.sample, guidance=w) for w in a.guidance]
+    for how in hows:
+        dataclasses.replace(run.config, sample=how)  # checks the numbers
     step, params = runs.restore_ema(run)
     key, data = jax.random.key(a.seed), run.dataset
     if not data.is_image:
@@ -51,23 +60,43 @@ def main(argv: list[str]) -> int:
     if not data.classes or not len(data.held_x):
         lacks = "classes" if len(data.held_x) else "held-out images"
         raise configs.ConfigError(f"{data.name} has no {lacks}, without which samples cannot be judged")
+    if data.classes < 2 or len(data.held_x) < 2:
+        few = f"{data.classes} classes and {len(data.held_x)} held-out images"
+        raise configs.ConfigError(f"{data.name} has {few}; samples are judged by 2 or more of each")
     look, train, held = judge(a, data)
-    pixels, held_pixels = flat(data.to_model(data.x)), flat(data.to_model(data.held_x[: a.num]))
+    if a.num <= held.shape[1]:
+        raise configs.ConfigError(
+            f"--num {a.num} is too few: the covariance of {held.shape[1]} features needs {held.shape[1] + 1} or more"
+        )
+    pixels, held_pixels = (flat(data.to_model(x)) for x in (data.x, data.held_x[pick(len(data.held_x), a.num, a.seed)]))
     usual = np.median(metrics.nearest_distance(held_pixels, pixels))
     accuracy = np.mean(look(data.held_x)[0] == data.held_labels)
     print(f"step {step:,}; classifier on real held-out images: {accuracy:.1%}", flush=True)
-    for w in a.guidance:
-        x, labels = runs.draw(run, params, key, a.num, dataclasses.replace(run.config.sample, guidance=w))
+    for how in hows:
+        x, labels = runs.draw(run, params, key, a.num, how)
         images = data.to_data(x)
         seen, features = look(images)
         ours, theirs = (metrics.frechet(part, held) for part in (features, train))
         near = np.median(metrics.nearest_distance(flat(data.to_model(images)), pixels))
         print(
-            f"guidance {w:g}: as asked {np.mean(seen == labels):.1%}, Frechet distance {ours:.3g}, ratio "
+            f"guidance {how.guidance:g}: as asked {np.mean(seen == labels):.1%}, Frechet distance {ours:.3g}, ratio "
             f"{ours / theirs:.2f}, nearest-neighbour ratio {near / usual:.2f}",
             flush=True,
         )
     return 0
+
+
+def pick(size: int, num: int, seed: int) -> np.ndarray:
+    """Rows of a set of `size`, `num` of them or all, drawn without replacement: sets may be sorted by class."""
+    return np.random.default_rng(seed).permutation(size)[:num]
+
+
+def check_judge(path: str) -> None:
+    """Raise ConfigError unless a judge can be read from this path or made there."""
+    if Path(path).suffix != ".npz":
+        raise configs.ConfigError(f"--judge {path}: expected the name of a ResNet's file, NAME.npz")
+    if not Path(path).is_file():
+        configs.check_writable(path)
 
 
 def judge(a: Arguments, data):
@@ -84,7 +113,7 @@ def judge(a: Arguments, data):
         def look(images):
             return resnet.look(data.to_model(images))
 
-    picks = np.random.default_rng(0).permutation(len(data.x))[: max(len(data.held_x), 1437)]
+    picks = pick(len(data.x), max(len(data.held_x), 1437), 0)
     return look, look(data.x[picks])[1], look(data.held_x)[1]
 
 
@@ -94,6 +123,7 @@ def pixels_judge(data, components: int = 24):
     from sklearn.svm import SVC
 
     train = flat(data.to_model(data.x))
+    components = min(components, *train.shape, len(data.held_x) - 1)
     machine, pca = SVC(C=10, gamma="scale").fit(train, data.labels), PCA(components, random_state=0).fit(train)
 
     def look(images):
@@ -120,5 +150,5 @@ def plane_line(x, config) -> str:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (configs.ConfigError, checkpoint.CheckpointError, DataError, OSError) as error:
+    except (configs.ConfigError, checkpoint.CheckpointError, DataError, OSError, MemoryError) as error:
         configs.fail(error)

@@ -61,7 +61,8 @@ def main(argv: list[str]) -> int:
     weights = posthoc.coefficients(steps, gammas, step, gamma)
     error = posthoc.misfit(steps, gammas, weights, step, gamma)
     used = [(s, weight) for s, weight in zip(used, weights, strict=True) if weight]
-    average = posthoc.combine((posthoc.read(s.path) for s, _ in used), [weight for _, weight in used])
+    with checkpoint.told():
+        average = posthoc.combine(posthoc.load(s for s, _ in used), [weight for _, weight in used])
     posthoc.write_params(out, average)
     print(f"sigma_rel {a.sigma_rel:g} at step {step:,} from {len(used)} snapshots, profile error {error:.2%}: {out}")
     if error > POOR:

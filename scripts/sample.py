@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,8 @@ import tyro
 from jdiff import checkpoint, plot, posthoc, runs
 from jdiff import config as configs
 from jdiff.config import Named
+
+MOST = 10_000_000  # samples, which are held in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Arguments:
     solver_args: tuple[str, ...] = ()
     """The solver's other settings as name=value: order=3, churn=40, start=single_step."""
     grid: str | None = None
-    """Its name: uniform, log_snr, karras, polyexponential, beta, discrete, ..."""
+    """Its name: uniform, log_snr, karras, polyexponential, beta, discrete, sigmas, ..."""
+    grid_args: tuple[str, ...] = ()
+    """The grid's settings as name=value: rho=5, spacing=trailing, sigmas=[10,3,1,0.1]."""
     steps: int | None = None
     """Times of the grid: network calls of a one-evaluation solver."""
     guidance: float | None = None
@@ -54,21 +57,18 @@ def main(argv: list[str]) -> int:
     out = Path(a.out)
     if out.suffix not in (".png", ".npz"):
         raise configs.ConfigError(f"--out {a.out}: expected a name that ends in .png or .npz")
-    if a.num < 1:
-        raise configs.ConfigError(f"--num must be positive, got {a.num}")
-    check_writable(out)
+    if not 1 <= a.num <= MOST:
+        raise configs.ConfigError(f"--num must be positive, at most {MOST:,}, got {a.num}")
+    configs.check_seed(a.seed)
+    configs.check_writable(out)
     run = runs.open_run(a.run_dir)
     how = run.config.sample
-    solver = how.solver if a.solver in (None, how.solver.name) else Named(a.solver)
-    given = dict(configs.setting(text) for text in a.solver_args)
-    if a.eta is not None:
-        given["eta"] = a.eta
-    solver = Named(solver.name, {**solver.args, **given})
+    eta = {} if a.eta is None else {"eta": a.eta}
     how = dataclasses.replace(
         how,
         num=a.num,
-        solver=solver,
-        grid=how.grid if a.grid in (None, how.grid.name) else Named(a.grid),
+        solver=changed(how.solver, a.solver, a.solver_args, eta),
+        grid=changed(how.grid, a.grid, a.grid_args),
         steps=how.steps if a.steps is None else a.steps,
         guidance=how.guidance if a.guidance is None else a.guidance,
         clip=how.clip if a.clip is None else a.clip,
@@ -80,7 +80,8 @@ def main(argv: list[str]) -> int:
             step, params = runs.restore_ema(run, a.step)
             source = f"step {step:,}"
         else:
-            params, source = posthoc.load_params(a.params, runs.like(run)), a.params
+            with checkpoint.told():
+                params, source = posthoc.load_params(a.params, runs.like(run)), a.params
     except checkpoint.CheckpointError as error:
         offer = f"; use it with --step {error.last_good}" if error.last_good is not None else ""
         raise configs.ConfigError(f"{error}{offer}") from error
@@ -100,20 +101,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def check_writable(out: Path) -> None:
-    """Find out before the work whether the output can be written."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out.parent):
-            pass
-        if out.is_dir():
-            raise IsADirectoryError(21, "is a directory")
-    except OSError as error:
-        raise configs.ConfigError(f"cannot write {out}: {error.strerror}") from error
+def changed(old: Named, name: str | None, texts, more=None) -> Named:
+    """`old` with other arguments; those of `old` are dropped if another name is given."""
+    base = old if name in (None, old.name) else Named(name)
+    return Named(base.name, base.args | dict(map(configs.setting, texts)) | (more or {}))
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (configs.ConfigError, checkpoint.CheckpointError, OSError) as error:
+    except (configs.ConfigError, checkpoint.CheckpointError, OSError, MemoryError) as error:
         configs.fail(error)

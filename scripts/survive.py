@@ -1,9 +1,13 @@
-"""Kill a training run again and again, and compare: `python scripts/survive.py CONFIG [--kills 20 ...] [-- OVERRIDES]`.
+"""Disturb a training run again and again, and compare: `python scripts/survive.py CONFIG [--kills 20] [-- OVERRIDES]`.
 
 Trains a config once undisturbed. Then trains it again with SIGKILLs, half of them at random moments, half while a
 checkpoint is being written, each followed by the same command. Prints what each kill cost, and whether the
 final parameters, averages and optimiser state are bitwise those of the undisturbed run. What follows `--` goes to
 scripts/train.py.
+
+With --signals the run is sent SIGHUP, SIGINT, SIGTERM and SIGUSR1 instead, one time in three two of them: while it
+starts, compiles, trains or saves. With --double the same command is started twice at once: one of the two has to leave
+with a line and status 2, the other one to end as if it were alone.
 """
 
 import dataclasses
@@ -22,7 +26,7 @@ import jax
 import numpy as np
 import tyro
 
-from jdiff import checkpoint, runs
+from jdiff import checkpoint, files, runs
 from jdiff import config as configs
 
 TRAIN = Path(__file__).parent / "train.py"
@@ -30,12 +34,16 @@ TRAIN = Path(__file__).parent / "train.py"
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Kill a training run again and again, and compare it with an undisturbed one."""
+    """Disturb a training run again and again, and compare it with an undisturbed one."""
 
     config: Annotated[str, tyro.conf.Positional]
     """The config file to train."""
     kills: int = 20
     """How often."""
+    signals: bool = False
+    """Send signals that let it save, instead of SIGKILL."""
+    double: bool = False
+    """Start it twice at once in a new directory each time, instead of killing it."""
     within: float = 4.0
     """Seconds after a restart has begun to train, within which a random kill falls."""
     seed: int = 0
@@ -57,8 +65,12 @@ def main(argv: list[str]) -> int:
         start = time.perf_counter()
         finish([*command, str(where / "whole")], where / "whole.log")
         print(f"undisturbed: {time.perf_counter() - start:.0f} s", flush=True)
-        writing = lost = 0
         rng = random.Random(a.seed)
+        if a.double:
+            return twice(command, where, rng, a.kills)
+        if a.signals:
+            return signalled([*command, str(where / "killed")], where, rng, a.kills, a.within)
+        writing = lost = 0
         for kill in range(a.kills):
             during, cost = disturb([*command, str(where / "killed")], where, rng, kill % 2 == 1, a.within)
             if cost is None:
@@ -69,14 +81,100 @@ def main(argv: list[str]) -> int:
                 flush=True,
             )
         finish([*command, str(where / "killed")], where / "killed.log")
-        whole, killed = (final(where / name) for name in ("whole", "killed"))
-        pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(killed), strict=True)
-        equal = all(np.array_equal(x, y) for x, y in pairs)
-        print(
-            f"{a.kills} kills, {writing} while saving; at most {lost} steps lost at once; "
-            f"step {int(killed.step):,}: {'bitwise equal' if equal else 'DIFFERENT'}"
-        )
+        equal, verdict = compared(where, "killed")
+        print(f"{a.kills} kills, {writing} while saving; at most {lost} steps lost at once; {verdict}")
     return 0 if equal else 1
+
+
+def compared(where: Path, name: str) -> tuple[bool, str]:
+    """Whether the run `name` ended in the state of the undisturbed one, and that in words."""
+    whole, other = final(where / "whole"), final(where / name)
+    pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(other), strict=True)
+    equal = all(np.array_equal(x, y) for x, y in pairs)
+    return equal, f"step {int(other.step):,}: {'bitwise equal' if equal else 'DIFFERENT'}"
+
+
+def remains(run: Path) -> list[str]:
+    """What a run that ended well does not leave: temporary files, damaged checkpoints, rows of a step twice."""
+    found = [str(path.relative_to(run)) for place in (run, run / "samples") for path in files.leftovers(place)]
+    found += [path.name for path in (run / "checkpoints").iterdir() if not path.name.isdigit()]
+    steps = rows(run / "metrics.jsonl")
+    if steps != sorted(set(steps)):
+        found.append("rows of metrics.jsonl")
+    return found + [path.name for path in (run / "lock.json",) if path.exists()]
+
+
+# -------------------------------------------------------------------- twice at once
+
+
+def twice(command: list[str], where: Path, rng, times: int) -> int:
+    """Start the same command twice, the second up to a second later, `times` times; 0 if all went as it must."""
+    wrong = 0
+    for i in range(times):
+        run, logs = where / f"double{i}", [where / f"double{i}.{j}.log" for j in range(2)]
+        pair = []
+        for log in logs:
+            with log.open("w") as file:
+                pair.append(subprocess.Popen([*command, str(run)], stdout=file, stderr=subprocess.STDOUT))
+            time.sleep(rng.uniform(0, 1) if len(pair) == 1 else 0)
+        codes = [process.wait() for process in pair]
+        said = [line for log in logs for line in log.read_text().splitlines() if line.startswith("error: ")]
+        text = "".join(log.read_text() for log in logs)
+        told = len(said) == 1 and f"process {pair[codes.index(0)].pid if 0 in codes else 0} on " in said[0]
+        equal, verdict = compared(where, run.name) if 0 in codes else (False, "none has ended")
+        good = sorted(codes) == [0, 2] and told and equal and not remains(run) and "Traceback" not in text
+        wrong += not good
+        print(f"pair {i + 1}: statuses {codes}, {verdict}{'' if good else f', WRONG: {text}'}", flush=True)
+    print(f"{times} pairs, {times - wrong} as they must be: one refused, the other bitwise equal, nothing left over")
+    return 1 if wrong else 0
+
+
+# -------------------------------------------------------------------- signals
+
+
+def signalled(command: list[str], where: Path, rng, times: int, within: float) -> int:
+    """Send signals, `times` times, and start the command again after each; 0 if all went as it must."""
+    signal.signal(signal.SIGHUP, lambda number, frame: None)  # under nohup the run would inherit that it is ignored
+    wrong, kinds = 0, {"starting": 0, "training": 0, "saving": 0}
+    command, log = [*command, "--requeue-on", "USR1"], where / "killed.log"
+    for i in range(times):
+        first, second = (rng.choice([signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]) for _ in range(2))
+        moment, double = list(kinds)[i % 3], rng.random() < 1 / 3
+        with log.open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        if moment == "starting":  # imports, data, compilation
+            time.sleep(rng.uniform(0.2, 10.0))
+        else:
+            while process.poll() is None and "\nstep " not in log.read_text():
+                time.sleep(0.005)
+            until = time.monotonic() + (30.0 if moment == "saving" else rng.uniform(0, within))
+            while process.poll() is None and time.monotonic() < until:
+                if moment == "saving" and unfinished(where / "killed" / "checkpoints"):
+                    break
+                time.sleep(0.0005)
+        process.send_signal(first)
+        if double:
+            time.sleep(rng.uniform(0, 0.1))
+            process.send_signal(second)
+        code = process.wait()
+        said = [line for line in log.read_text().splitlines() if line.startswith("stopped by ")]
+        good = code == 128 + first or double and code == 128 + second
+        good = good and 1 <= len(said) <= 1 + double and "Traceback" not in log.read_text()
+        if code == 0:
+            raise configs.ConfigError(f"the run ended before signal {i + 1}: give it more --train.steps")
+        wrong, kinds[moment] = wrong + (not good), kinds[moment] + 1
+        names = f"{first.name}, {second.name}" if double else first.name
+        print(f"{names} while {moment}: status {code}, {said}{'' if good else ' WRONG'}", flush=True)
+    finish(command, log)
+    equal, verdict = compared(where, "killed")
+    left = remains(where / "killed")
+    counts = ", ".join(f"{count} while {moment}" for moment, count in kinds.items())
+    short = f"{wrong} without a line or their status; {verdict}; left over: {left or 'nothing'}"
+    print(f"{times} signals: {counts}; {short}")
+    return 0 if equal and not wrong and not left else 1
+
+
+# -------------------------------------------------------------------- killing
 
 
 def finish(command: list[str], log: Path) -> None:

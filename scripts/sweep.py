@@ -8,10 +8,9 @@ again goes on where a sweep stopped. Needs the extra `sweep`, optuna.
 import csv
 import dataclasses
 import fcntl
+import io
 import itertools
-import json
 import math
-import os
 import re
 import signal
 import subprocess
@@ -24,8 +23,9 @@ import numpy as np
 import tyro
 
 from jdiff import config as configs
-from jdiff import plot
+from jdiff import files, plot
 from jdiff.names import did_you_mean
+from jdiff.watch import read_metrics
 
 TRAINER = Path(__file__).resolve().parent / "train.py"
 SHOWN = 12  # rows of the table on the terminal; results.csv has them all
@@ -97,6 +97,7 @@ class Choices:
 def main(argv: list[str]) -> int:
     cut = argv.index("--") if "--" in argv else len(argv)
     a, rest = configs.parse(Arguments, argv[:cut], prog="scripts/sweep.py"), argv[cut + 1 :]
+    configs.check_seed(a.seed)
     optuna = import_optuna()
     config = configs.load_config(a.config)
     space = parse_space(a.param, config)
@@ -178,12 +179,16 @@ def open_study(optuna, out: Path, asked: dict):
         (out / "trials").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise configs.ConfigError(f"cannot write {out}: {error.strerror}") from error
-    study = optuna.create_study(storage=f"sqlite:///{out / 'sweep.db'}", study_name="sweep", load_if_exists=True)
+    path = out / "sweep.db"
+    try:
+        study = optuna.create_study(storage=f"sqlite:///{path}", study_name="sweep", load_if_exists=True)
+    except Exception as error:  # SQLAlchemy's own, of a file that is damaged or no database
+        raise configs.ConfigError(f"cannot read {path}: {configs.first_line(error)}; choose --out") from error
     old = study.user_attrs.get("asked", asked)
     for name, value in asked.items():
-        if old[name] != value:
+        if old.get(name) != value:
             raise configs.ConfigError(
-                f"{out} holds another sweep: {name} was {old[name]!r}, is {value!r}; choose --out"
+                f"{out} holds another sweep: {name} was {old.get(name)!r}, is {value!r}; choose --out"
             )
     study.set_user_attr("asked", asked)
     if study.trials:
@@ -236,10 +241,9 @@ def run_trial(config: str, out: Path, number: int, params: dict, rest, metric: s
 
 def read_metric(path: Path, metric: str):
     """(the mean over the last tenth of the steps, None), or (None, what went wrong)."""
-    try:
-        entries = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        return None, f"{path.name} cannot be read: {error}"
+    if not path.is_file():
+        return None, f"{path.name} cannot be read: there is none"
+    entries = read_metrics(path, warn=lambda text: None)  # a damaged line costs no trial
     if not entries:
         return None, f"{path.name} is empty"
     known = [name for name in entries[-1] if name != "step"]
@@ -262,12 +266,13 @@ def parse_space(texts, config) -> dict[str, Range | Choices]:
         name, equals, values = text.partition("=")
         if not equals or not values:
             raise configs.ConfigError(f"--param {text}: expected SETTING=LOW:HIGH, SETTING=LOW:HIGH:log or SETTING=A,B")
-        if name not in known:
+        if name not in known and not configs.is_argument(config, name):
             hint = did_you_mean(name, known)
             raise configs.ConfigError(f"--param {text}: the config has no setting {name!r}{hint}")
         if name in space:
             raise configs.ConfigError(f"--param {name} is given twice")
-        space[name] = parse_range(text, values, known[name]) if ":" in values else parse_choices(text, values)
+        is_range = ":" in values
+        space[name] = parse_range(text, values, known.get(name)) if is_range else parse_choices(text, values)
     return space
 
 
@@ -321,12 +326,11 @@ def results(study, space: dict, metric: str) -> list[dict]:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["trial"])
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["trial"])
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def table(rows: list[dict]) -> str:

@@ -7,23 +7,37 @@ elsewhere start each with --coordinator HOST:PORT --processes N --process-id I.
 
 import contextlib
 import functools
+import os
 import signal
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+if __name__ == "__main__":  # the imports take seconds; until `Signals` takes over, one ends the script with a line
+
+    def leave_at_once(number, frame):
+        os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
+        os._exit(128 + number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if any(word.startswith("--requeue-on") for word in sys.argv):
+        numbers += [signal.SIGUSR1, signal.SIGUSR2]
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, leave_at_once)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jdiff
-from jdiff import checkpoint, parallel, plot, posthoc, runs, watch
+from jdiff import checkpoint, files, lock, parallel, peers, plot, posthoc, runs, watch
 from jdiff import config as configs
 from jdiff.arrays import joint, split
 from jdiff.conditioning import drop_labels
 from jdiff.data import DataError, augment, flip, prefetch
 from jdiff.levels import LossAware
+from jdiff.signals import Signals
 from jdiff.train import make_train_loop, make_train_step
 
 USAGE = "usage: python scripts/train.py CONFIG [--run-dir DIR] [--resume] [--SETTING VALUE ...]; --help after CONFIG"
@@ -31,31 +45,47 @@ EDGES = np.linspace(-14.0, 14.0, 29)  # log-SNR, for the histogram of the loss
 
 
 def main(argv: list[str]) -> int:
+    with contextlib.ExitStack() as held:  # signals, the watch over other processes, the directory's lock
+        return train(argv, held)
+
+
+def train(argv: list[str], held: contextlib.ExitStack) -> int:
     # ---------------------------------------------------------------- the command line, the processes, the devices
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"{__doc__}\n{USAGE}: every setting with its default and meaning")
+        print(f"{__doc__}\n{USAGE}: every setting with its default and meaning", file=None if argv else sys.stderr)
         return 0 if argv else 2
     path, argv = argv[0], argv[1:]
     options = {}
-    for name in ("--run-dir", "--until", "--coordinator", "--processes", "--process-id"):
+    for name in ("--run-dir", "--until", "--requeue-on", "--coordinator", "--processes", "--process-id", "--wait"):
         options[name], argv = take_option(argv, name)
     flags = {name: name in argv for name in ("--resume", "--profile")}
     argv = [word for word in argv if word not in flags]
     about = (
         "Also: --run-dir DIR (default runs/NAME), --resume (fail unless there is a run to go on with), --until STEP "
-        "(stop there for now), --profile (a trace of the second visit, for TensorBoard or Perfetto), --coordinator "
-        "HOST:PORT --processes N --process-id I."
+        "(stop there for now), --profile (a trace of the second visit, for TensorBoard or Perfetto), --requeue-on "
+        "USR1 (or USR2: save and leave on this signal too), --coordinator HOST:PORT --processes N --process-id I, "
+        "--wait SECONDS (for the other processes; default 300)."
     )
     config = configs.parse(configs.Config, argv, configs.load_config(path), f"scripts/train.py {path}", about)
     configs.limit_threads(config)
     last = min(whole_number(options, "--until", config.train.steps), config.train.steps)
-    join_processes(options)
     directory, settings = Path(options["--run-dir"] or f"runs/{config.name}"), config.train
+    stop = held.enter_context(Signals(requeue_signals(options)))
+    join_processes(options, directory, settings)
     first, count = jax.process_index() == 0, jax.process_count()
-    say = print if first else lambda *words, **keywords: None
+    say = watch.say if first else lambda *words, **keywords: None
+    warn = functools.partial(say, "warning:", file=sys.stderr)
+    stop.speaks = first
+    if count > 1:
+        host = (options["--coordinator"] or "").rpartition(":")[0]
+        others = held.enter_context(peers.Watch(settings.peer_timeout, lambda: last_checkpoint(directory), host))
+        stop.before_end.append(others.leave)
     devices = configs.devices(config)
     run = runs.build(directory, config)
-    prepare_directory(run, flags["--resume"], first)
+    if flags["--resume"] and not checkpoint.steps(run.checkpoints):
+        raise configs.ConfigError(f"nothing to resume in {directory}: no checkpoints; leave --resume out to start")
+    held.enter_context(lock.held(directory, warn, stop.before_end))
+    prepare_directory(run, first)
 
     # ---------------------------------------------------------------- the step
     data = run.dataset
@@ -116,12 +146,8 @@ def main(argv: list[str]) -> int:
 
     position = None
     if checkpoint.steps(run.checkpoints):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with checkpoint.told():
             state = checkpoint.restore(run.checkpoints, state)
-        for warning in caught:
-            if "damaged" in str(warning.message) and first:
-                print(f"warning: {warning.message}", file=sys.stderr)
         parallel.anywhere(False)  # all have read what one puts aside
         if first:
             checkpoint.set_aside(run.checkpoints, after=int(state.step))
@@ -132,30 +158,22 @@ def main(argv: list[str]) -> int:
     say(f"{config.name}: {size:,} parameters, {data.size:,} samples, steps {step:,} to {settings.steps:,}", end="")
     say(f", {len(devices)} devices" if len(devices) > 1 else "", f", {count} processes" if count > 1 else "", sep="")
     snr = runs.terminal_snr(run)
-    if snr > runs.SNR_LIMIT and first:
+    if snr > runs.SNR_LIMIT:
         prior = "the data's moments (sample.match_prior)" if config.sample.match_prior else "N(0, sigma^2): wrong here"
-        print(
-            f"warning: terminal SNR {snr:.3g} is not small (above {runs.SNR_LIMIT:g}): x_1 still holds the data; "
-            f"sampling starts from {prior}",
-            file=sys.stderr,
+        warn(
+            f"terminal SNR {snr:.3g} is not small (above {runs.SNR_LIMIT:g}): x_1 still holds the data; "
+            f"sampling starts from {prior}"
         )
 
     # ---------------------------------------------------------------- the loop
-    stop, usual = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(number, frame):
-        stop.append(number)
-        signal.signal(number, usual[number])  # a second one is not patient
-
-    for number in usual:
-        signal.signal(number, on_signal)
     key, part = jax.random.key(config.seed + 1), settings.batch // count
     rows = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
     chunks = data.read(config.seed, settings.batch, visits(step, last, settings), rows, position)
     peak = watch.peak_flops(devices) / runs.step_flops(run) if watch.peak_flops(devices) else None
     log = watch.Log(directory, step, settings.steps, settings.batch if data.is_image else 0, peak, first)
     writer = checkpoint.Writer(run.checkpoints, settings.keep, settings.keep_every)
-    skipped, leave = 0, False
+    skipped = leave = 0
+    about = dict(config=configs.to_dict(config), samples=dict(size=data.size, shape=list(data.shape)))
 
     def on_device(chunk):
         return place(jax.tree.map(lambda a: padded(a, settings.visit), (chunk.x, chunk.labels))), chunk.state
@@ -167,14 +185,15 @@ def main(argv: list[str]) -> int:
                 arrays, position = next(ready)
                 state, metrics = loop(state, key, arrays, np.arange(settings.visit), visit)
                 metrics = {name: np.asarray(values)[:visit] for name, values in metrics.items()}
+            stop.patient, stop.when = True, "before this was saved; earlier checkpoints are whole"
             step = start_of_visit + visit
             skipped = check_finite(metrics, start_of_visit, skipped, settings.skip_nonfinite, run, writer)
             means = {name: finite_mean(values) for name, values in metrics.items() if values.ndim == 1}
             log.visit(step, means, ready.waited - waited)
             log.histogram(step, "loss by log-SNR", EDGES, by_level(metrics["level"], metrics["each"]))
-            leave = parallel.anywhere(bool(stop))
+            leave = parallel.highest(stop.number)
             if leave or step % settings.save_every == 0 or step == last:
-                writer.save(state, dict(config=configs.to_dict(config), data=position))
+                writer.save(state, dict(about, data=position))
             if settings.posthoc and (step % settings.snapshot_every == 0 or step == settings.steps):
                 averages = parallel.host({name: tree for name, tree in state.ema.items() if name != "main"})
                 if first:
@@ -183,12 +202,10 @@ def main(argv: list[str]) -> int:
                 break
             if settings.sample_every and step % settings.sample_every == 0 and step < settings.steps:
                 log.picture(show(run, main_average(state), step, first), step)
-    for number, handler in usual.items():
-        signal.signal(number, handler)
-    if leave:
-        name = signal.Signals(stop[0]).name if stop else "a signal to another process"
-        say(f"stopped by {name}: saved at step {step:,}; the same command goes on from there")
-        return 128 + (stop[0] if stop else signal.SIGTERM)
+    stop.patient, stop.when = False, f"after step {step:,}, which is saved; the last picture is missing"
+    if leave := parallel.highest(stop.number):
+        say(f"stopped by {signal.Signals(leave).name}: saved at step {step:,}; the same command goes on from there")
+        return 128 + leave
     if step < settings.steps:
         say(f"stopped as asked: saved at step {step:,}")
         return 0
@@ -196,6 +213,7 @@ def main(argv: list[str]) -> int:
     # ---------------------------------------------------------------- the end
     picture = show(run, main_average(state), step, first, final=True)
     say(f"trained to step {step:,}; samples in {picture}")
+    parallel.anywhere(False)  # the others wait for the picture, under the watch
     return 0
 
 
@@ -221,41 +239,64 @@ def whole_number(options: dict, name: str, default: int | None = None) -> int | 
     return default if text is None else int(text)
 
 
-def join_processes(options: dict) -> None:
+def requeue_signals(options: dict) -> list[str]:
+    """The names of the signals, beside those that always do, that save and end the run."""
+    name = options["--requeue-on"]
+    if name is None:
+        return []
+    if name.removeprefix("SIG") not in ("USR1", "USR2"):
+        raise configs.ConfigError(f"--requeue-on is USR1 or USR2, got {name!r}")
+    return ["SIG" + name.removeprefix("SIG")]
+
+
+def join_processes(options: dict, directory: Path, settings: configs.Train) -> None:
+    """Come together with the other processes of the run, if there are any."""
     numbers = [whole_number(options, name) for name in ("--processes", "--process-id")]
+    wait, place = whole_number(options, "--wait", 300), parallel.launched() if None in numbers else numbers[::-1]
+    late = contextlib.nullcontext()
+    if options["--coordinator"] or parallel.in_cluster():
+        late = peers.awaited(directory, place, options["--coordinator"] or "the other processes", wait, watch.say)
     try:
-        parallel.initialize(options["--coordinator"], *numbers)
+        with late:  # JAX's own limits are longer: it aborts where we leave with a line
+            parallel.initialize(options["--coordinator"], *numbers, wait + 60, settings.peer_timeout + 60)
     except (ValueError, RuntimeError) as error:
         raise configs.ConfigError(f"the processes did not come together: {error}") from error
 
 
-def prepare_directory(run: runs.Run, resume: bool, first: bool) -> None:
-    """Write the config into a new run directory, or check that an old one is of the same run."""
+def last_checkpoint(directory: Path) -> str:
+    """Which it is, in words."""
+    steps = checkpoint.steps(directory / "checkpoints")
+    return f"the last checkpoint is {steps[-1]:,}" if steps else "there is no checkpoint yet"
+
+
+def prepare_directory(run: runs.Run, first: bool) -> None:
+    """Check that an old run directory is of the same run; write the config, and remove what a killed run has left."""
     path = run.directory / "config.json"
-    if path.is_file():
-        old = configs.from_json(path.read_text())
-        free = ["train.save_every", "train.keep", "train.keep_every", "train.sample_every", "train.threads",
-                "train.devices", "train.fsdp", "sample", "data.args.data_dir", "data.args.cache", "data.args.threads",
-                "train.steps"]  # fmt: skip
-        if run.config.train.lr_schedule.name in ("cosine", "linear"):
-            free.remove("train.steps")  # where the rate is 0: another number is another run; see --until
-        changed = configs.differences(old, run.config, ignore=free)
-        if changed:
-            a, b = configs.flat(old), configs.flat(run.config)
-            one = f"{changed[0]} was {a.get(changed[0])!r} and is now {b.get(changed[0])!r}"
-            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-            raise configs.ConfigError(f"{run.directory} holds another run: {one}{more}; choose another --run-dir")
-    if resume and not checkpoint.steps(run.checkpoints):
-        raise configs.ConfigError(f"nothing to resume in {run.directory}: no checkpoints; leave --resume out to start")
-    if not first:
-        return
-    try:
-        (run.directory / "samples").mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(configs.to_json(run.config))
-        temporary.replace(path)
-    except OSError as error:
-        raise configs.ConfigError(f"cannot write the run directory {run.directory}: {error.strerror}") from error
+    free = ["train.save_every", "train.keep", "train.keep_every", "train.sample_every", "train.threads",
+            "train.devices", "train.fsdp", "train.peer_timeout", "train.steps", "sample", "data.args.data_dir",
+            "data.args.cache", "data.args.threads"]  # fmt: skip
+    if run.config.train.lr_schedule.name in ("cosine", "linear"):
+        free.remove("train.steps")  # where the rate is 0: another number is another run; see --until
+    if path.is_file() and (change := configs.change(configs.from_json(path), run.config, ignore=free)):
+        raise configs.ConfigError(f"{run.directory} holds another run: {change}; choose another --run-dir")
+    with checkpoint.told():  # config.json can be lost or edited
+        runs.check_noted(run, ignore=free)
+    notes = (checkpoint.read_note(run.checkpoints, step) for step in reversed(checkpoint.steps(run.checkpoints)))
+    check_same_data(run, next(filter(None, notes), {}))
+    parallel.anywhere(False)  # all have read them
+    if first:
+        lock.sweep(run.directory)
+        files.write(path, lambda file: file.write(configs.to_json(run.config).encode()))
+
+
+def check_same_data(run: runs.Run, note: dict) -> None:
+    """ConfigError where a checkpoint was trained on another number or shape of samples: its batches were others."""
+    old, new = note.get("samples"), dict(size=run.dataset.size, shape=list(run.dataset.shape))
+    if old is not None and old != new:  # those of earlier versions do not say
+        raise configs.ConfigError(
+            f"{run.directory} was trained on other data: its samples had {old}, and these have {new}; bring the data "
+            "back, or choose another --run-dir"
+        )
 
 
 # -------------------------------------------------------------------- the loop's small parts
@@ -343,6 +384,7 @@ def show(run: runs.Run, params, step: int, first: bool, final: bool = False) -> 
     first = jdiff.prior(run.schedule, key, x.shape, times[0], **moments(run))
     backward = [(float(times[i]), first if i == 0 else states[i - 1]) for i in picks[:-1]] + [(0.0, x)]
     entries = watch.read_metrics(run.directory / "metrics.jsonl")
+    entries = [e for e in entries if isinstance(e.get("loss"), float)]  # None where it was not finite
     plot.plane_figure(path, forward, backward, ([e["step"] for e in entries], [e["loss"] for e in entries]))
     return path
 
@@ -355,5 +397,5 @@ def moments(run: runs.Run) -> dict:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (configs.ConfigError, checkpoint.CheckpointError, DataError, OSError) as error:
+    except (configs.ConfigError, checkpoint.CheckpointError, DataError, OSError, MemoryError) as error:
         configs.fail(error)

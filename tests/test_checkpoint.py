@@ -1,20 +1,29 @@
 """Checkpoints: what comes back is what went in, also from a directory with a damaged newest one."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jdiff import checkpoint, parallel, train
+from jdiff import checkpoint, parallel, runs, train
+from jdiff import config as configs
+from jdiff.config import Config, Named
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
 PARAMS = {"params": {"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(3)}}
+
+PLANE = Config(
+    name="plane", data=Named("scurve", dict(n=256)), model=Named("mlp", dict(features=4)),
+    schedule=Named("vp", dict(beta_max=20.0)),
+)  # fmt: skip
 
 
 def state_at(step, extra=None):
@@ -128,7 +137,8 @@ FULL = """
 import resource, signal, sys
 sys.path[:0] = sys.argv[1:3]
 import test_checkpoint as t
-big = t.state_at(2).replace(params={"params": {"w": t.jax.random.normal(t.jax.random.key(0), (3000, 1000))}})
+big = t.jax.random.normal(t.jax.random.key(0), (300, 1000))
+big = t.state_at(2).replace(params={f"w{i}": big + i for i in range(20)})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
 try:
@@ -149,5 +159,50 @@ def test_a_full_disk_harms_no_earlier_checkpoint(tmp_path):
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
     assert "cannot write checkpoint 2 in" in line and "earlier checkpoints are intact, the last is 1" in line, line
+    assert result.stderr == ""  # TensorStore's threads are still at the other arrays when the first fails
     assert checkpoint.steps(tmp_path) == [1, 3]
     same(checkpoint.restore(tmp_path, state_at(0), step=1), state_at(1))
+
+
+# ---------------------------------------------------------------- the config in the note
+
+
+@pytest.fixture(scope="module")
+def noted(tmp_path_factory):
+    """A run with a checkpoint that notes its config, untrained."""
+    run = runs.build(tmp_path_factory.mktemp("noted"), PLANE)
+    checkpoint.save(run.checkpoints, runs.new_state(run), note=dict(config=configs.to_dict(PLANE)))
+    return run
+
+
+def changed(run, *names, value):
+    """The run, with another value of a setting, by its names from the outermost."""
+    config = configs.to_dict(run.config)
+    at = config
+    for name in names[:-1]:
+        at = at[name]
+    at[names[-1]] = value
+    return runs.build(run.directory, configs.from_json(json.dumps(config)))
+
+
+def test_a_run_is_what_its_checkpoint_notes(noted):
+    """Whether the config was edited or lost: one that trains or samples otherwise is refused."""
+    chex.assert_trees_all_equal(runs.restore_ema(noted)[1], noted.init_params())
+    edited = changed(noted, "schedule", "args", "beta_max", value=10.0)
+    said = "checkpoint 0 in .* is of another run: schedule.args.beta_max was 20.0 and is now 10.0; put config.json back"
+    for ask in (runs.restore_ema, runs.check_noted):
+        with pytest.raises(configs.ConfigError, match=said):
+            ask(edited)
+    faster = changed(noted, "train", "lr", value=0.5)
+    runs.restore_ema(faster)  # samples do not depend on it
+    with pytest.raises(configs.ConfigError, match="train.lr was 0.001 and is now 0.5"):
+        runs.check_noted(faster)
+    runs.check_noted(faster, ignore=["train"])
+    checkpoint.save(noted.checkpoints, runs.new_state(noted).replace(step=jnp.int32(1)))  # without a note
+    with pytest.raises(configs.ConfigError, match="checkpoint 0 .* train.lr"):
+        runs.check_noted(faster)
+    runs.check_noted(runs.build(noted.directory / "new", PLANE))
+    path = noted.checkpoints / "0" / "_CHECKPOINT_METADATA"
+    path.write_text(path.read_text().replace('"lr": 0.001', '"rate_of_old": 0.001'))
+    with pytest.warns(checkpoint.CheckpointWarning, match="noted in checkpoint 0 .* is not compared: .*rate_of_old"):
+        runs.check_noted(faster)  # written by a version with other settings

@@ -1,5 +1,6 @@
 """Configs: reloadable, checked, overridable."""
 
+import dataclasses
 import os
 
 import pytest
@@ -27,6 +28,88 @@ def test_parse_and_differences():
     assert configs.differences(old, new, ignore=("train", "schedule.args.T")) == []
     switched = configs.parse(Config, ["--schedule.name", "vp"], old)
     assert switched.schedule == Named("vp")  # the table's length is no argument of vp
+
+
+# each field with what a config may have there, and what else may be typed: other names, the same name, no name
+TYPED = {
+    "data": (Named("digits", {"held_out": 0.2}), Named("scurve", {"n": 500, "noise": 0.1})),
+    "model": (Named("unet", {"multipliers": (1, 2), "channels": 8, "project": True}), Named("mlp", {"features": 16})),
+    "schedule": (Named("discrete", {"T": 1000, "table": "cosine"}), Named("vp", {"beta_min": 0.1})),
+    "target": (Named("eps"), Named("edm", {"sigma_data": 0.5})),
+    "conditioning": (Named("index", {"T": 1000}), Named("continuous", {"scale": 999.0})),
+    "levels": (Named("knots", {"T": 1000}), Named("antithetic", {"T": 1000})),
+    "weight": (Named("min_snr", {"gamma": 5.0}), Named("p2", {"gamma": 5.0, "k": 1.0})),
+    "loss": (Named("denoising"), Named("hybrid", {"vlb": 0.001, "bins": 256})),
+    "coupling": (Named("independent"), Named("nearest", {"candidates": 4})),
+    "train.optimizer": (Named("adam", {"b1": 0.9, "nesterov": True}), Named("adamw", {"b1": 0.9, "weight_decay": 0.1})),
+    "train.lr_schedule": (Named("cosine", {"end": 0.1}), Named("inverse_sqrt", {"reference": 100})),
+    "train.ema": (Named("half_life", {"images": 500.0}), Named("half_life", {"images": 500.0, "ramp": None})),
+    "sample.solver": (Named("unipc", {"order": 3, "variant": "bh1"}), Named("lms", {"order": 3})),
+    "sample.grid": (Named("karras", {"rho": 7.0}), Named("sigmas", {"sigmas": (3.0, 1.0)})),
+}
+
+
+def replaced(config, field, value):
+    """The config with the field of that dotted name replaced."""
+    first, _, rest = field.partition(".")
+    part = dataclasses.replace(getattr(config, first), **{rest: value}) if rest else value
+    return dataclasses.replace(config, **{first: part})
+
+
+def words_of(value) -> list[str]:
+    """A value as it is typed."""
+    return [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
+
+
+def typed(field, named, style) -> list[str]:
+    """The words for a name and its arguments: in which order, joined by = or not, with - or _."""
+    option = f"--{field}" if "_" in style else f"--{field}".replace("_", "-")
+    name = [f"{option}.name={named.name}"] if "=" in style else [f"{option}.name", named.name]
+    args = []
+    for key, value in named.args.items():
+        words = words_of(value)
+        joined = "=" in style and len(words) == 1
+        args += [f"{option}.args.{key}={words[0]}"] if joined else [f"{option}.args.{key}", *words]
+    return {"name first": name + args, "args first": args + name, "args alone": args}[style.strip("=_")]
+
+
+@pytest.mark.parametrize("style", ["name first", "args first", "name first=", "args first=_", "args alone"])
+def test_what_is_typed_arrives_and_what_is_not_typed_goes_with_its_name(style):
+    """The name and all arguments typed, however they are, whether or not the config had them; and only they."""
+    olds, news = ({field: pair[i] for field, pair in TYPED.items()} for i in (0, 1))
+    names_alone = {field: Named(new.name) for field, new in news.items()}
+    assert {name.removesuffix(".name") for name in configs.flat(make()) if name.endswith(".name")} == set(TYPED)
+    for befores, choices in ((olds, news), (olds, names_alone), (news, olds), (olds, olds), (names_alone, news)):
+        base, expected, argv = make(), make(), []
+        for field, old in befores.items():
+            choice = Named(old.name, choices[field].args) if style == "args alone" else choices[field]
+            merged = old.args | choice.args if choice.name == old.name else choice.args
+            base = replaced(base, field, old)
+            expected = replaced(expected, field, Named(choice.name, merged))
+            argv += typed(field, choice, style)
+        assert configs.parse(Config, argv, base) == expected
+
+
+@pytest.mark.parametrize(
+    "words,change",
+    [
+        (["--model.args.multipliers", "4"], {"multipliers": (4,)}),
+        (["--model.args.multipliers", "[1,2,4]"], {"multipliers": (1, 2, 4)}),
+        (["--model.args.no-project"], {"project": False}),
+        (["--model.args.project"], {}),
+        (["--model.args.project", "False"], {"project": False}),
+        (["--model.args.norm", "12"], {"norm": "12"}),
+        (["--model.args.new", "-1.5"], {"new": -1.5}),
+        (["--model.args.new", ".5"], {"new": 0.5}),
+        (["--model.args.new", "None"], {"new": None}),
+        (["--model.args.new", "a", "b"], {"new": ("a", "b")}),
+        (["--model.args.channels", "4", "--model.args.channels=16"], {"channels": 16}),
+        (["--model.name", "mlp", "--model.name", "unet"], {}),
+    ],
+)
+def test_how_arguments_are_read(words, change):
+    args = {"multipliers": (1, 2), "channels": 8, "project": True, "norm": "rms"}
+    assert configs.parse(Config, words, make(model=Named("unet", args))).model == Named("unet", args | change)
 
 
 def test_every_name_builds():

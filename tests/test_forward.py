@@ -1,26 +1,34 @@
 """The forward process, its posterior and prior, and the SDEs, against closed forms."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MORE_SCHEDULES, SCHEDULES, mixture
+from helpers import MORE_SCHEDULES, SCHEDULES, mixture, one_of
 
 import jdiff
+
+q_posterior = jax.jit(jdiff.q_posterior)
+
+
+@jax.jit
+def rates_at(schedule, *times):
+    return [f(u) for u in times for f in (schedule.alpha, schedule.sigma)]
 
 
 @pytest.mark.parametrize("schedule", MORE_SCHEDULES)
 def test_q_posterior_is_bayes_rule(schedule):
     """q(x_s | x_t, x_0) of jointly Gaussian variables, by conditioning their covariance in float64."""
     with jax.enable_x64(True):
-        schedule = MORE_SCHEDULES[schedule]
-        x0, x_t = jnp.array([[0.7, -0.4]]), jnp.array([[0.2, 1.1]])
+        schedule = one_of(schedule, MORE_SCHEDULES)
+        x0, x_t = np.array([[0.7, -0.4]]), np.array([[0.2, 1.1]])
         for t, s in ((0.9, 0.3), (0.5, 0.45), (1.0, 0.2)):
-            a_t, s_t, a_s, s_s = (float(f(u)) for u in (t, s) for f in (schedule.alpha, schedule.sigma))
+            a_t, s_t, a_s, s_s = map(float, rates_at(schedule, t, s))
             ratio = a_t / a_s  # x_t = ratio x_s + noise, so cov(x_s, x_t | x_0) = ratio sigma_s^2
             mean = a_s * x0 + ratio * s_s**2 / s_t**2 * (x_t - a_t * x0)
             variance = s_s**2 - (ratio * s_s**2) ** 2 / s_t**2
-            got_mean, got_std = jdiff.q_posterior(schedule, x0, x_t, t, s)
+            got_mean, got_std = map(np.asarray, q_posterior(schedule, x0, x_t, t, s))
             np.testing.assert_allclose(got_mean, mean, rtol=1e-7, atol=1e-9)
             np.testing.assert_allclose(got_std.ravel(), np.sqrt(variance), rtol=1e-7, atol=1e-9)
 
@@ -73,22 +81,32 @@ def test_forward_sde_is_songs(name):
             np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
 
 
+@jax.jit
+def fields(schedule, x, t):
+    """f, g^2, the score by differentiation, and what `sde` makes of the denoiser."""
+    denoise = mixture().denoise(schedule)
+    flow = jdiff.sde.probability_flow(denoise, schedule)
+    return (
+        *jdiff.sde.forward(schedule, t),
+        jax.grad(lambda x: mixture().log_prob(schedule, x, t).sum())(x),
+        jdiff.sde.score(denoise, schedule, x, t),
+        flow(x, t),
+        flow(x, jnp.full(5, t)),
+        *jdiff.sde.reverse(denoise, schedule)(x, t),
+    )
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_flow_is_the_reverse_sde_with_half_its_score(schedule):
     """dx/dt = f x - g^2 score / 2, the reverse drift is f x - g^2 score; the score is the gradient of log p."""
     with jax.enable_x64(True):
-        schedule, t = SCHEDULES[schedule], 0.6
-        denoise = mixture().denoise(schedule)
-        x = jax.random.normal(jax.random.key(0), (5, 2), jnp.float64)
-        f, g2 = jdiff.sde.forward(schedule, t)
-        score = jax.grad(lambda x: mixture().log_prob(schedule, x, t).sum())(x)
-        np.testing.assert_allclose(jdiff.sde.score(denoise, schedule, x, t), score, rtol=1e-7, atol=1e-9)
-        velocity = jdiff.sde.probability_flow(denoise, schedule)(x, t)
+        schedule, t = one_of(schedule), 0.6
+        x = np.asarray(jax.random.normal(jax.random.key(0), (5, 2), jnp.float64))
+        f, g2, score, own_score, velocity, per_row, drift, diffusion = map(np.asarray, fields(schedule, x, t))
+        np.testing.assert_allclose(own_score, score, rtol=1e-7, atol=1e-9)
         np.testing.assert_allclose(velocity, f * x - 0.5 * g2 * score, rtol=1e-7, atol=1e-7)
-        drift, diffusion = jdiff.sde.reverse(denoise, schedule)(x, t)
         np.testing.assert_allclose(drift, f * x - g2 * score, rtol=1e-7, atol=1e-7)
         np.testing.assert_allclose(diffusion**2, g2, rtol=1e-12)
-        per_row = jdiff.sde.probability_flow(denoise, schedule)(x, jnp.full(5, t))
         np.testing.assert_allclose(per_row, velocity, rtol=1e-9, atol=1e-9)
 
 
@@ -96,8 +114,7 @@ def test_the_flow_is_finite_from_pure_noise():
     x = jnp.ones((2, 2))
     for schedule in (jdiff.Flow(), jdiff.Cosine()):
         velocity = jdiff.sde.probability_flow(mixture().denoise(schedule), schedule)
-        value, tangent = jax.jvp(lambda x, v=velocity: v(x, 1.0), (x,), (x,))
-        assert jnp.isfinite(value).all() and jnp.isfinite(tangent).all()
+        chex.assert_tree_all_finite(jax.jit(lambda x, v=velocity: jax.jvp(lambda x: v(x, 1.0), (x,), (x,)))(x))
 
 
 # ---------------------------------------------------------------- tables
@@ -188,12 +205,17 @@ def test_a_traced_n_repeats_the_tail():
             np.testing.assert_allclose(padded[n:], short[-1] if n > 1 else padded[n:], rtol=1e-5)
 
 
+@jax.jit
+def grids(schedule):
+    return jdiff.grid.log_snr(schedule, 20), jdiff.grid.karras(schedule, 20)
+
+
 @pytest.mark.parametrize("schedule", MORE_SCHEDULES)
 def test_grids_stay_in_the_domain(schedule):
-    schedule = MORE_SCHEDULES[schedule]
-    for times in (jdiff.grid.log_snr(schedule, 20), jdiff.grid.karras(schedule, 20)):
+    own = MORE_SCHEDULES[schedule]
+    for times in grids(one_of(schedule, MORE_SCHEDULES)):
         assert (np.diff(times) < 0).all()
-        np.testing.assert_allclose([times[0], times[-1]], [schedule.t_max, schedule.t_min], rtol=1e-6)
+        np.testing.assert_allclose([times[0], times[-1]], [own.t_max, own.t_min], rtol=1e-6)
 
 
 def test_grid_errors():

@@ -34,6 +34,12 @@ def test_a_judge_knows_its_classes(judged, tmp_path):
         metrics.load_judge(path, digits, width=32)
 
 
+def test_a_judge_is_kept_in_an_npz(tmp_path):
+    with pytest.raises(ValueError, match="a judge is kept in a file NAME.npz, got .*x.txt"):
+        metrics.save_judge(tmp_path / "x.txt", metrics.judge.Judge(None, {"w": np.ones(2)}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_judge_needs_classes():
     with pytest.raises(ValueError, match="scurve has no images with classes"):
         metrics.fit_judge(data.scurve(n=50))

@@ -138,7 +138,7 @@ def test_initialize_wants_all_or_nothing(monkeypatch):
 )  # fmt: skip
 def test_launchers_are_recognised(environment, monkeypatch):
     called = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: called.append(args))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **limits: called.append(args))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     parallel.initialize()

@@ -1,6 +1,11 @@
 """Checkpoints under stress: each file damaged in turn, SIGKILL while saving, resume bit for bit, other devices."""
 
+import asyncio
+import contextlib
+import json
+import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,11 +14,13 @@ import time
 import warnings
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 
 from jdiff import checkpoint, parallel, train
 from jdiff.arrays import normal
@@ -193,12 +200,197 @@ def test_any_file_may_be_damaged(two, tmp_path, harm, capfd):
         step = int(restored.step)
         same(restored, at(step))
         said = [str(w.message) for w in caught if "checkpoint 2 in" in str(w.message)]
-        assert len(said) == (step == 1), (file, said)
-        assert all("is damaged (" in s and s.endswith("going on from 1") for s in said)
+        lost = file.name == "_CHECKPOINT_METADATA" and step == 2  # nothing to compare with
+        assert len(said) == (step == 1 or lost), (file, said)
+        if lost:
+            assert said[0].endswith("is unverified: its checksums are missing")
+        else:
+            assert all("is damaged (" in s and s.endswith("going on from 1") for s in said)
         skipped += step == 1
         shutil.rmtree(directory)
     assert skipped >= 8  # three items of at least a manifest, an index and the numbers, less what lies inline
     assert capfd.readouterr().err == ""  # nothing of Orbax's own tracebacks
+
+
+def move(directory, old, new):
+    (directory / old).rename(directory / new)
+
+
+def swap(a, b):
+    a.rename(a.with_name("aside"))
+    b.rename(a)
+    a.with_name("aside").rename(b)
+
+
+def edit(change):
+    """Change the record of checkpoint 2 by `change(record)`."""
+
+    def harm(directory):
+        path = directory / "2" / "_CHECKPOINT_METADATA"
+        about = json.loads(path.read_text())
+        change(about["custom_metadata"])
+        path.write_text(json.dumps(about))
+
+    return harm
+
+
+def as_old(record):
+    """A record as it was before checkpoints held their step."""
+    del record["step"], record["record_crc32"]
+
+
+def without_sums(record):
+    as_old(record)
+    for path in [path for path in record["crc32"] if path.startswith("ema")]:
+        del record["crc32"][path]
+
+
+def copy_item(directory):
+    shutil.rmtree(directory / "2" / "params")
+    shutil.copytree(directory / "1" / "params", directory / "2" / "params")
+
+
+def copy_item_unseen(directory):
+    copy_item(directory)
+    (directory / "2" / "_CHECKPOINT_METADATA").unlink()
+
+
+def only_files(directory):
+    shutil.rmtree(directory / "2")
+    (directory / "2").mkdir()
+    (directory / "2" / "commit_success.txt").write_text("")
+
+
+EARLIER = "is unverified: it is of an earlier version, which took the step from the directory's name"
+LOST = "is unverified: its checksums are missing"
+OTHERS = ("\u00b2", "\u0663", "07", "-3", "1e3", "9" * 12)
+CASES = {  # harm to a directory with checkpoints 1 and 2: (restored, restored average, what is said); None: an error
+    "renamed": (lambda d: move(d, "2", "9"), 1, None, "9 .*it holds step 2, not 9: it was renamed"),
+    "in another's place": (lambda d: shutil.rmtree(d / "1") or move(d, "2", "1"), None, None, "holds step 2, not 1"),
+    "swapped": (lambda d: swap(d / "1", d / "2"), None, None, "holds step 1, not 2.*holds step 2, not 1"),
+    "empty": (lambda d: (d / "7").mkdir(), 2, 2, "7 .*nothing is stored in it"),
+    "emptied": (only_files, 1, 1, "2 .*nothing is stored in it"),
+    "a file": (lambda d: (d / "7").write_text("7"), 2, 2, "7 .*it is not a directory"),
+    "a link to nothing": (lambda d: (d / "7").symlink_to("nowhere"), 2, 2, "7 .*it is a link to nothing"),
+    "other names": (lambda d: [(d / name).mkdir() for name in OTHERS], 2, 2, ""),
+    "another's item": (copy_item, 1, 2, "2 .*params.* does not match its checksum"),
+    "another's item, unseen": (copy_item_unseen, 2, 2, f"2 .*{LOST}"),
+    "no record": (lambda d: (d / "2" / "_CHECKPOINT_METADATA").unlink(), 2, 2, f"2 .*{LOST}"),
+    "no JSON": (lambda d: (d / "2" / "_CHECKPOINT_METADATA").write_bytes(b"\xff"), 2, 2, f"2 .*{LOST}"),
+    "deep JSON": (lambda d: (d / "2" / "_CHECKPOINT_METADATA").write_text("[" * 10**5), 2, 2, f"2 .*{LOST}"),
+    "other JSON": (lambda d: (d / "2" / "_CHECKPOINT_METADATA").write_text("[1]"), 2, 2, f"2 .*{LOST}"),
+    "no sums": (edit(lambda r: (as_old(r), r.pop("crc32"))), 2, 2, f"2 .*{LOST}"),
+    "some sums": (edit(without_sums), 2, 2, r"2 .*is unverified: 3 of \d+ arrays have no checksum to compare with"),
+    "an old one": (edit(as_old), 2, 2, f"2 .*{EARLIER}"),
+    "another step noted": (edit(lambda r: r.update(step=7)), 1, None, "2 .*its record does not match its checksum"),
+    "another note": (edit(lambda r: r["note"].update(a=1)), 1, None, "2 .*its record does not match its checksum"),
+    "no step noted": (edit(lambda r: r.pop("step")), 1, None, "2 .*its record does not match its checksum"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_is_what_it_says(two, tmp_path, case, capfd):
+    """Not its directory's name decides what it is; what cannot be verified is used with a warning, not in silence."""
+    harm, step, average, said = CASES[case]
+    directory = shutil.copytree(two, tmp_path / "copy")
+    harm(directory)
+    for want, ask in (
+        (step, lambda: checkpoint.restore(directory, at(0))),
+        (average, lambda: checkpoint.restore_ema(directory, PARAMS)),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                got = ask()
+            except CheckpointError as error:
+                assert want is None and re.search(said, str(error)) and "\n" not in str(error), error
+                assert error.last_good == (None if step is None else 1)
+                continue
+        found = got[0] if isinstance(got, tuple) else int(got.step)
+        assert found == want
+        if "unseen" not in case:
+            expected = at(found).ema if isinstance(got, tuple) else at(found)
+            chex.assert_trees_all_equal(got[1] if isinstance(got, tuple) else got, expected, strict=True)
+        texts = [str(w.message) for w in caught]
+        assert all(w.category is checkpoint.CheckpointWarning for w in caught)
+        silent = not said or case == "another's item" and isinstance(got, tuple)  # the average is as it was
+        assert len(texts) == (not silent) and all(re.search(said, text) for text in texts), texts
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("thing", ["directory", "file", "link"])
+def test_what_is_in_the_way_is_put_aside(two, tmp_path, thing):
+    """A step can be saved where something else bears its name, and that is kept."""
+    make = dict(
+        directory=lambda path: path.mkdir(), file=lambda path: path.write_text("7"),
+        link=lambda path: path.symlink_to("nowhere"),
+    )[thing]  # fmt: skip
+    for aside in (lambda directory: checkpoint.set_aside(directory, after=2), lambda directory: None):
+        directory = shutil.copytree(two, tmp_path / str(aside))
+        for name in ("7", "7.damaged"):
+            make(directory / name)
+        aside(directory)
+        assert checkpoint.save(directory, at(7)) == 7
+        chex.assert_trees_all_equal(checkpoint.restore(directory, at(0), step=7), at(7), strict=True)
+        assert sum(path.name.startswith("7.damaged") for path in directory.iterdir()) == 2
+
+
+def test_parts_of_an_array_have_checksums(tmp_path):
+    """Those of several processes hold parts: compared part by part, or cut out of the whole; else it is not known."""
+    value = np.arange(128.0, dtype=np.float32).reshape(16, 8)
+    mesh = parallel.mesh()
+    spec = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))  # noqa: E731
+    parts = jax.device_put(value, spec("data"))
+    noted = json.loads(json.dumps(checkpoint._checksum(parts)))
+    assert len(noted) == 8
+    wrong = np.where(value == 77, 78, value)
+    for leaf, answer in (
+        (value, True), (parts, True), (jax.device_put(value, spec(None, "data")), None),
+        (wrong, False), (jax.device_put(wrong, spec("data")), False),
+    ):  # fmt: skip
+        assert checkpoint._matches(leaf, noted) is answer
+        assert checkpoint._matches(leaf, None) is None
+
+
+class Fails:
+    def __del__(self):
+        raise RuntimeError("Event loop is closed")
+
+
+def late_result():
+    """A result of TensorStore's that comes after the event loop which awaited it was closed."""
+    promise, future = tensorstore.Promise.new()
+
+    async def wait():
+        await future
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, context: None)  # of the task that never ends
+    loop.create_task(wait())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    promise.set_result(1)
+
+
+def test_only_late_results_are_kept_quiet(monkeypatch, caplog):
+    """What other code fails at while a checkpoint is read or written is reported as ever, and all is put back."""
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    ours = sys.unraisablehook
+    late_result()
+    assert len(heard) == 1  # what it looks like by itself
+    with checkpoint._quiet(), checkpoint._quiet():
+        late_result()
+        Fails()
+        logging.getLogger("absl").error("of somebody else")
+    assert caplog.messages == ["of somebody else"]
+    assert sys.unraisablehook is ours and len(heard) == 2 and heard[1].object is Fails.__del__
+    for _ in range(2):
+        with contextlib.suppress(OSError), checkpoint._quiet():
+            raise OSError
+    late_result()  # also after a call that failed
+    Fails()
+    assert len(heard) == 3
 
 
 def test_damage_where_one_step_was_asked_for(two, tmp_path):

@@ -1,12 +1,15 @@
 """Schedules: the log-SNR falls, its inverse inverts it, and everything stays finite where alpha = 0."""
 
 import dataclasses
+import functools
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import OneOf
 from jax.test_util import check_grads
 
 import jdiff
@@ -50,74 +53,114 @@ SCHEDULES = {
     "user": Power,
     "shifted user": lambda: jdiff.Shifted(Power(), 2),
 }
-everywhere = pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES.keys())
+everywhere = pytest.mark.parametrize("name", SCHEDULES)
 shiftable = pytest.mark.parametrize("make", [jdiff.VP, jdiff.SubVP, jdiff.Cosine, jdiff.Flow, Power])
 
 
-def inside(schedule, n=101):
-    """Times of the domain; in its interior where alpha ends at 0."""
-    last = schedule.t_max if schedule.alpha(jnp.asarray(schedule.t_max)) > 0 else 0.999
-    return jnp.linspace(schedule.t_min, last, n)
+@functools.cache
+def members(x64):
+    return tuple(make() for make in SCHEDULES.values())
+
+
+def switched(name):
+    """The schedule of that name as one of all of them: one program for all."""
+    return OneOf(members(jax.config.jax_enable_x64), list(SCHEDULES).index(name))
+
+
+def numbers(schedule, t):
+    return schedule.alpha(t), schedule.sigma(t), jdiff.log_snr(schedule, t)
+
+
+jitted_numbers, jitted_time_of = jax.jit(numbers), jax.jit(jdiff.time_of)
+
+
+def inside(name, n=101, last=0.999):
+    """Times of the domain, in its interior where alpha may end at 0."""
+    return np.linspace(SCHEDULES[name]().t_min, last, n, dtype=jnp.zeros(()).dtype)
 
 
 @everywhere
-def test_log_snr_falls_and_numbers_are_in_range(make):
-    schedule = make()
-    t = jnp.linspace(schedule.t_min, schedule.t_max, 201)
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    assert (jnp.diff(jdiff.log_snr(schedule, t)) < 0).all()
+def test_a_switched_schedule_is_its_member(name):
+    """`OneOf`, on which tests of all schedules rest: the member's own numbers, ends and inverse."""
+    with jax.enable_x64(True):
+        own, t = SCHEDULES[name](), inside(name)
+        expected = jitted_numbers(own, t)
+        got = jitted_numbers(switched(name), t)
+        chex.assert_trees_all_close(got, expected, rtol=4e-15, atol=4e-15, strict=True)
+        times = [jitted_time_of(schedule, expected[2]) for schedule in (switched(name), own)]
+        chex.assert_trees_all_close(*times, rtol=4e-15, atol=4e-15, strict=True)
+        ends = jax.jit(lambda schedule: (schedule.t_min, schedule.t_max))
+        chex.assert_trees_all_equal(ends(switched(name)), (jnp.asarray(own.t_min), jnp.asarray(own.t_max)))
+
+
+@everywhere
+def test_log_snr_falls_and_numbers_are_in_range(name):
+    t = inside(name, last=SCHEDULES[name]().t_max)
+    alpha, sigma, log_snr = jitted_numbers(switched(name), t)
+    assert (np.diff(log_snr) < 0).all()
     assert (alpha >= 0).all() and (sigma > 0).all() and jnp.isfinite(sigma).all()
-    assert alpha.shape == sigma.shape == t.shape and alpha.dtype == sigma.dtype == jnp.float32
+    chex.assert_shape((alpha, sigma), t.shape)
+    chex.assert_type((alpha, sigma), jnp.float32)
 
 
 @everywhere
 @pytest.mark.parametrize("x64, tolerance", [(False, 1e-5), (True, 1e-12)])
-def test_time_of_inverts_log_snr(make, x64, tolerance):
+def test_time_of_inverts_log_snr(name, x64, tolerance):
     with jax.enable_x64(x64):
-        schedule = make()
-        t = inside(schedule)
-        assert t.dtype == (jnp.float64 if x64 else jnp.float32)
-        back = jdiff.time_of(schedule, jdiff.log_snr(schedule, t))
-        assert back.dtype == t.dtype
+        t, schedule = inside(name), switched(name)
+        back = jitted_time_of(schedule, jitted_numbers(schedule, t)[2])
+        assert back.dtype == (jnp.float64 if x64 else jnp.float32)
         np.testing.assert_allclose(back, t, rtol=0, atol=tolerance)
 
 
 @everywhere
-def test_log_snr_is_the_log_of_the_ratio(make):
+def test_log_snr_is_the_log_of_the_ratio(name):
     with jax.enable_x64(True):
-        schedule = make()
-        t = inside(schedule, 17)
-        ratio = np.asarray(schedule.alpha(t)) ** 2 / np.asarray(schedule.sigma(t)) ** 2
-        np.testing.assert_allclose(jnp.exp(jdiff.log_snr(schedule, t)), ratio, rtol=1e-12)
+        alpha, sigma, log_snr = map(np.asarray, jitted_numbers(switched(name), inside(name)))
+        np.testing.assert_allclose(np.exp(log_snr), alpha**2 / sigma**2, rtol=1e-12)
+
+
+def between_knots(name):
+    """(the schedule as one of all, with arrays as its numbers; three times, no knots of a table)."""
+    schedule = SCHEDULES[name]()
+    T = schedule.log_nsr.size if isinstance(schedule, jdiff.Discrete) else 1000
+    every = switched(name)
+    return every.replace(members=jax.tree.map(np.asarray, every.members)), (np.array([0.2, 0.5, 0.8]) * T + 0.4) / T
+
+
+@jax.jit
+def time_of_member(members, which, value):
+    return jdiff.time_of(OneOf(members, which), value)
+
+
+@jax.jit
+def numbers_of_member(members, which, t):
+    return numbers(OneOf(members, which), t)[:2]
 
 
 @everywhere
-def test_gradients_of_time_of_against_finite_differences(make):
+def test_gradients_of_time_of_against_finite_differences(name):
     """With respect to the log-SNR and to the schedule's own numbers: bisection has an implicit derivative."""
     with jax.enable_x64(True):
-        schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), make())
-        T = schedule.log_nsr.size if isinstance(schedule, jdiff.Discrete) else 1000
-        value = jdiff.log_snr(schedule, (jnp.array([0.2, 0.5, 0.8]) * T + 0.4) / T)  # not at a knot
-        check_grads(jdiff.time_of, (schedule, value), order=1, modes=("fwd", "rev"), eps=1e-6, rtol=1e-5)
+        every, t = between_knots(name)
+        value = jitted_numbers(every, t)[2]
+        f = lambda members, value: time_of_member(members, every.which, value)  # noqa: E731
+        check_grads(f, (every.members, value), order=1, modes=("fwd", "rev"), eps=1e-6, rtol=1e-5)
 
 
 @everywhere
-def test_gradients_of_alpha_and_sigma_against_finite_differences(make):
+def test_gradients_of_alpha_and_sigma_against_finite_differences(name):
     with jax.enable_x64(True):
-        schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), make())
-        T = schedule.log_nsr.size if isinstance(schedule, jdiff.Discrete) else 1000
-        t = (jnp.array([0.2, 0.5, 0.8]) * T + 0.4) / T
-        if isinstance(schedule, jdiff.Discrete):  # `exact` is a switch, not a quantity
-            check_grads(lambda t: (schedule.alpha(t), schedule.sigma(t)), (t,), 1, eps=1e-6, rtol=1e-5)
-        else:
-            check_grads(lambda s, t: (s.alpha(t), s.sigma(t)), (schedule, t), 1, eps=1e-6, rtol=1e-5)
+        every, t = between_knots(name)
+        f = lambda members, t: numbers_of_member(members, every.which, t)  # noqa: E731
+        check_grads(f, (every.members, jnp.asarray(t)), 1, eps=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [jdiff.VP, jdiff.Cosine, lambda: jdiff.discrete(jdiff.betas.linear(1000))])
-def test_variance_is_preserved(make):
+@pytest.mark.parametrize("name", ["vp", "cosine", "linear table"])
+def test_variance_is_preserved(name):
     with jax.enable_x64(True):
-        schedule, t = make(), jnp.linspace(0.001, 1, 50)
-        np.testing.assert_allclose(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, 1, rtol=1e-14)
+        alpha, sigma, _ = map(np.asarray, jitted_numbers(switched(name), inside(name, last=1.0)))
+        np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-14)
 
 
 def test_float32_keeps_its_digits_near_the_data():
@@ -157,11 +200,12 @@ def test_ve_is_geometric():
 def test_a_table_is_constant_outside_its_knots_and_linear_between():
     with jax.enable_x64(True):
         schedule = jdiff.discrete(jdiff.betas.linear(10))
-        knots = jdiff.log_snr(schedule, jnp.arange(1, 11) / 10)
-        np.testing.assert_allclose(jdiff.log_snr(schedule, jnp.array([0.0, 0.05, 1.1])), knots[np.array([0, 0, 9])])
-        middle = jdiff.log_snr(schedule, jnp.arange(1.5, 10) / 10)
-        np.testing.assert_allclose(middle, (knots[1:] + knots[:-1]) / 2, rtol=1e-12)
-        np.testing.assert_array_equal(jdiff.time_of(schedule, jnp.array([1e3, -1e3])), [0.1, 1.0])
+        log_snr = lambda t: np.asarray(jitted_numbers(schedule, np.append(t, [0.0, 0.05, 1.1])))[2]  # noqa: E731
+        knots = log_snr(np.arange(1, 11) / 10)
+        np.testing.assert_allclose(knots[10:], knots[np.array([0, 0, 9])])
+        middle = log_snr(np.arange(1.5, 10) / 10)
+        np.testing.assert_allclose(middle[:9], (knots[1:10] + knots[:9]) / 2, rtol=1e-12)
+        np.testing.assert_array_equal(jitted_time_of(schedule, np.array([1e3, -1e3])), [0.1, 1.0])
 
 
 def test_a_table_of_one():
@@ -235,54 +279,60 @@ def test_numbers_out_of_range_are_named(make, message):
 # ---------------------------------------------------------------- transformations
 
 
+@jax.jit
+def transformed(schedule, t, value):
+    """jit and vmap of the numbers and of their inverse, and the derivatives of both."""
+
+    def derivatives(f, u):
+        out, back = jax.vjp(f, schedule, u)
+        return back(jax.tree.map(jnp.ones_like, out))
+
+    plain, back = numbers(schedule, t), jdiff.time_of(schedule, value[:7])
+    mapped, mapped_back = (jax.vmap(f, (None, 0))(schedule, u) for f, u in ((numbers, t), (jdiff.time_of, value[:7])))
+    return plain, back, mapped, mapped_back, derivatives(numbers, t), derivatives(jdiff.time_of, value)
+
+
 @everywhere
-def test_jit_vmap_grad(make):
-    schedule = make()
-    t = jnp.append(inside(schedule, 7), jnp.float32(1))
-
-    def f(schedule, t):
-        return schedule.alpha(t), schedule.sigma(t), jdiff.log_snr(schedule, t)
-
-    plain = f(schedule, t)
+def test_jit_vmap_grad(name):
+    t = np.append(inside(name, 7), np.float32(1))
+    plain = numbers(SCHEDULES[name](), jnp.asarray(t))
+    jitted, back, mapped, mapped_back, *gradients = transformed(switched(name), t, plain[2])
     # Written as differences of logs: one rounding in alpha is worth 1e-7 / alpha in it
-    for other in (jax.jit(f)(schedule, t), jax.vmap(f, (None, 0))(schedule, t)):
-        for a, b in zip(plain[:2], other[:2], strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
-    back = jax.jit(jdiff.time_of)(schedule, plain[2][:7])
-    np.testing.assert_allclose(jax.vmap(jdiff.time_of, (None, 0))(schedule, plain[2][:7]), back, atol=2e-6)
+    for other in (jitted, mapped):
+        chex.assert_trees_all_close(other[:2], plain[:2], rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(mapped_back, back, atol=2e-6)
     np.testing.assert_allclose(back, t[:7], atol=1e-5)
-    gradient = jax.jacrev(f, (0, 1))(schedule, t)
-    gradient_back = jax.jacrev(jdiff.time_of, (0, 1))(schedule, plain[2])
-    for leaf in jax.tree.leaves((gradient, gradient_back)):
-        assert jnp.isfinite(leaf).all()
+    chex.assert_tree_all_finite(gradients)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        jdiff.Flow,
-        jdiff.Cosine,
-        lambda: jdiff.Shifted(jdiff.Flow(), 3),
-        lambda: jdiff.Shifted(jdiff.Cosine(), 3),
-        lambda: jdiff.discrete(jdiff.betas.zero_terminal_snr(jdiff.betas.linear(100)), exact=True),
-        lambda: jdiff.discrete(jdiff.betas.zero_terminal_snr(jdiff.betas.linear(100))),
-        Power,
-        lambda: jdiff.Shifted(Power(), 3),
-    ],
-)
-def test_where_alpha_is_0_everything_is_finite(make):
-    schedule = make()
+SILENT = {
+    "flow": jdiff.Flow(),
+    "cosine": jdiff.Cosine(),
+    "shifted flow": jdiff.Shifted(jdiff.Flow(), 3),
+    "shifted cosine": jdiff.Shifted(jdiff.Cosine(), 3),
+    "exact table": jdiff.discrete(jdiff.betas.zero_terminal_snr(jdiff.betas.linear(100)), exact=True),
+    "table": jdiff.discrete(jdiff.betas.zero_terminal_snr(jdiff.betas.linear(100))),
+    "user": Power(),
+    "shifted user": jdiff.Shifted(Power(), 3),
+}
 
+
+@jax.jit
+def at_the_end(schedule):
     def f(schedule, t):
         value = jdiff.log_snr(schedule, t)
         return schedule.alpha(t), schedule.sigma(t), value, jdiff.time_of(schedule, value)
 
-    values = f(schedule, jnp.float32(1))
-    assert all(jnp.isfinite(v) for v in values) and values[0] < 1e-8
+    t = jnp.float32(1)
+    return f(schedule, t), [differentiate(f, (0, 1))(schedule, t) for differentiate in (jax.jacrev, jax.jacfwd)]
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_where_alpha_is_0_everything_is_finite(name):
+    values, derivatives = at_the_end(OneOf(tuple(SILENT.values()), list(SILENT).index(name)))
+    chex.assert_tree_all_finite((values, derivatives))
+    assert values[0] < 1e-7  # a rounding of pi/2, where the program is compiled
     np.testing.assert_allclose(values[3], 1, atol=1e-6)
-    for differentiate in (jax.jacrev, jax.jacfwd):
-        for leaf in jax.tree.leaves(differentiate(f, (0, 1))(schedule, jnp.float32(1))):
-            assert jnp.isfinite(leaf).all()
 
 
 def test_no_recompilation_for_other_numbers():

@@ -1,11 +1,13 @@
 """The scripts as a person runs them: what they leave, how they resume, and what they say to bad input."""
 
 import contextlib
+import fcntl
 import io
 import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jdiff import checkpoint, runs
+from jdiff import checkpoint, lock, runs
 
 ROOT = Path(__file__).parent.parent
 ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -44,7 +46,7 @@ config = Config(
 def script(name, *words):
     """Run a script in this process as `python scripts/NAME.py WORDS` would: compiled programs are shared."""
     out, err, code, argv = io.StringIO(), io.StringIO(), 0, sys.argv
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     path = str(ROOT / "scripts" / f"{name}.py")
     sys.argv = [path, *map(str, words)]
     try:
@@ -158,13 +160,22 @@ def test_survive(place):
     assert "4 kills" in out and "step 12,000: bitwise equal" in out
     assert out.count("while saving, at most") >= 1
     bad(script("survive", place / "plane.py", "--kills", 0), "must be positive")
+    words = ["--train.steps", 12_000, "--train.save-every", 100, "--train.visit", 50, "--train.devices", 1]
+    out = ok(script("survive", place / "plane.py", "--signals", "--kills", 3, "--within", 0.5, "--", *words))
+    assert "0 without a line or their status; step 12,000: bitwise equal; left over: nothing" in out
+    words[1] = 6000
+    assert "1 pairs, 1 as they must be" in ok(
+        script("survive", place / "plane.py", "--double", "--kills", 1, "--", *words)
+    )
 
 
 @pytest.mark.slow
 def test_samples(place):
     """npz: uint8 images and the labels asked for, which cycle; sample i does not depend on how many are drawn."""
     out = place / "out" / "s.npz"
-    ok(script("sample", place / "run", "--num", 7, "--labels", 3, 1, "--solver", "ddim", "--eta", 0.5, "--out", out))
+    words = ["--num", 7, "--labels", 3, 1, "--solver", "ddim", "--eta", 0.5, "--out", out]
+    with lock.held(place / "run", print):  # sampling only reads: it may, while the run trains
+        ok(script("sample", place / "run", *words))
     with np.load(out) as file:
         samples, labels = file["samples"], file["labels"]
     assert samples.shape == (7, 8, 8, 1) and samples.dtype == np.uint8
@@ -192,11 +203,69 @@ def test_bad_training_input(place):
     bad(script("train", tiny, "--sample.solver.name", "hune", "--run-dir", place / "no"), "unknown solver", "heun")
     bad(script("train", tiny, "--target.name", "noise", "--run-dir", place / "no"), "unknown target", "eps, score")
     bad(script("train", tiny, "--schedule.name", "vpp", "--run-dir", place / "no"), "unknown schedule", "'vp'")
+    bad(script("train", tiny, "--requeue-on", "KILL", "--run-dir", place / "no"), "--requeue-on is USR1 or USR2")
+    bad(script("train", tiny, "--train.peer-timeout", 1, "--run-dir", place / "no"), "train.peer_timeout", "at least 5")
     assert not (place / "no").exists()
     bad(script("train", tiny, "--run-dir", "/proc/nowhere"), "cannot write")
     bad(script("train", tiny, "--run-dir", place / "new", "--resume"), "nothing to resume")
     bad(script("train", tiny, "--run-dir", place / "run", "--train.lr", 0.5), "another run", "train.lr was 0.001")
     assert checkpoint.steps(place / "run" / "checkpoints") == [6, 12]
+
+
+def contents(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_directory_in_use_is_left_alone(place):
+    """One line that names the other process, and not a byte is touched."""
+    run = place / "run"
+    with (run / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        record = dict(pid=os.getpid(), host="here", started="2000-01-01", token="x", heartbeat=time.time())
+        (run / "lock.json").write_text(json.dumps(record))
+        before = contents(run)
+        bad(script("train", place / "tiny.py", "--run-dir", run), f"{run} is in use: process {os.getpid()} on here")
+        assert contents(run) == before
+    (run / "lock.json").unlink()
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_or_a_stranger_left(place, tmp_path):
+    """The same command goes on over a damaged log, sweeps what is ours, and follows no link that was laid out."""
+    run, victim = tmp_path / "run", tmp_path / "victim"
+    shutil.copytree(place / "run", run)
+    victim.write_text("as it was")
+    (run / "config.tmp").symlink_to(victim)
+    log = bytearray((run / "metrics.jsonl").read_bytes())
+    log[5] ^= 0x80
+    (run / "metrics.jsonl").write_bytes(log + b'{"step": "a"}\n')
+    (run / "samples" / "tmpabcdefgh.png").write_text("half")
+    (run / "checkpoints" / "18.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    result = script("train", place / "tiny.py", "--run-dir", run)
+    ok(result)
+    assert f"warning: {run / 'metrics.jsonl'}: 2 of 5 lines are damaged and left out" in result.stderr
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [6, 10, 12]
+    assert victim.read_text() == "as it was" and not (run / "config.json").is_symlink()
+    assert not (run / "samples" / "tmpabcdefgh.png").exists() and checkpoint.steps(run / "checkpoints") == [6, 12]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["12", "6"]
+
+
+@pytest.mark.slow
+def test_other_data_is_another_run(place, tmp_path):
+    """The settings are the same, and the samples are fewer: the batches would be others. Old checkpoints do not say."""
+    config, points, run = tmp_path / "points.py", tmp_path / "points.npz", tmp_path / "run"
+    config.write_text(PLANE.replace('"scurve", {"n": 500}', f'"arrays", {{"path": {str(points)!r}}}'))
+    data = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    np.savez(points, x=data)
+    ok(script("train", config, "--run-dir", run, "--until", 6))
+    np.savez(points, x=data[:61])
+    bad(script("train", config, "--run-dir", run), "trained on other data", "'size': 64", "'size': 61", "--run-dir")
+    np.savez(points, x=data)
+    (run / "config.json").unlink()  # the checkpoint knows the settings too
+    bad(script("train", config, "--run-dir", run, "--train.lr", 0.5), "another run", "train.lr was 0.001")
+    ok(script("train", config, "--run-dir", run))
+    check = runpy.run_path(str(ROOT / "scripts" / "train.py"))["check_same_data"]
+    check(runs.open_run(run), {})
 
 
 def test_a_loss_that_is_not_finite(place):
@@ -234,7 +303,7 @@ def test_another_number_of_steps_is_another_run_where_the_rate_falls(place):
 
 @pytest.mark.slow
 def test_evaluate(place):
-    out = ok(script("evaluate", place / "run", "--num", 20, "--guidance", 1))
+    out = ok(script("evaluate", place / "run", "--num", 30, "--guidance", 1))
     assert re.search(r"classifier on real held-out images: 9\d\.\d%", out)
     asked, frechet, ratio, near = map(float, re.search(
         r"guidance 1: as asked ([\d.]+)%, Frechet distance ([\d.e+]+), ratio ([\d.]+), nearest-neighbour ratio "
@@ -317,8 +386,6 @@ def test_bad_sampling_input(place):
 
 @pytest.mark.slow
 def test_damaged_and_foreign_checkpoints(place):
-    import shutil
-
     run = place / "copy"
     shutil.copytree(place / "run", run)
     for path in (run / "checkpoints" / "12").rglob("*"):

@@ -194,6 +194,9 @@ def test_read_metric(tmp_path):
     value, error = read_metric(path, "accuracy")
     assert value is None and "no 'accuracy' in metrics.jsonl" in error and "it has loss, fid" in error
     assert "cannot be read" in read_metric(tmp_path / "none", "loss")[1]
+    given((90, 1.0), (100, 2.0))
+    path.write_bytes(b'{"step": \xff}\n' + path.read_bytes())  # one damaged line costs no trial
+    assert read_metric(path, "loss") == (2.0, None)
 
 
 # ---------------------------------------------------------------- ranges
