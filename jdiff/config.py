@@ -134,7 +134,7 @@ class Sample:
     solver: Named = Named("heun")
     """ddpm(variance), ddim(eta), heun, dpmpp_2m, unipc(order), edm_stochastic(churn), ...: a wrong name lists all."""
     grid: Named = Named("log_snr")
-    """uniform, log_snr, karras(rho), polyexponential(rho), beta(alpha, beta), discrete(spacing), ..."""
+    """uniform, log_snr(lowest), karras(rho), polyexponential(rho), beta(alpha, beta), discrete(spacing), ..."""
     steps: int = 20
     """Times of the grid: network calls of a one-evaluation solver; heun makes 2 steps - 1."""
     guidance: float = 1.0
@@ -365,9 +365,9 @@ def _sigmas(schedule, n, sigmas: tuple):
 
 GRIDS = {
     "uniform": lambda schedule, n: grid.uniform(n, schedule.t_min, schedule.t_max),
-    "log_snr": lambda schedule, n: grid.log_snr(schedule, n),
+    "log_snr": lambda schedule, n, lowest=grid.LOWEST_LOG_SNR: grid.log_snr(schedule, n, lowest=lowest),
     "karras": lambda schedule, n, rho=7.0: grid.karras(schedule, n, _rho(rho)),
-    "exponential": lambda schedule, n: grid.exponential(schedule, n),
+    "exponential": lambda schedule, n, lowest=grid.LOWEST_LOG_SNR: grid.exponential(schedule, n, lowest=lowest),
     "polyexponential": lambda schedule, n, rho=1.0: grid.polyexponential(schedule, n, _rho(rho)),
     "beta": lambda schedule, n, alpha=0.6, beta=0.6: grid.beta(schedule, n, alpha, beta),
     "shifted": lambda schedule, n, shift=3.0: grid.shift(grid.uniform(n, schedule.t_min, schedule.t_max), shift),

@@ -46,10 +46,13 @@ def log_snr(
     Lu et al. 2022, arXiv:2206.00927, section 3.4. The spacing starts at `lowest` where the log-SNR of t_max is below
     it, for all times below look alike: x_t is noise. A table that ends with a little signal (alpha 2e-9, say) then
     starts there too, and not at t_max, where x_0 = (x_t - sigma eps) / alpha would multiply a network's error by
-    1 / alpha. The first time is t_max where alpha is 0, and where the log-SNR is less than 1 below `lowest`.
+    1 / alpha. The first time is t_max where alpha is 0, and where the log-SNR is less than 1 below `lowest`. Raises
+    ValueError for a `lowest` that is not below the log-SNR of t_min.
     """
     t_min, t_max = _ends(schedule, t_min, t_max)
     (t_first, start), stop = _start(schedule, t_max, lowest), log_snr_of(schedule, t_min)
+    if concrete(start, stop) and not start < stop:
+        raise ValueError(f"grid: lowest must be below {stop}, the log-SNR at which the grid ends; got {lowest}")
     u = _fractions(n, size, stop.dtype)
     return _pinned(time_of(schedule, start + u * (stop - start)), u, t_min, t_first)
 

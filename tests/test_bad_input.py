@@ -58,6 +58,7 @@ GOOD = {
     ("warmup", "max_decay"): (0,), ("warmup", "inv_gamma"): (1e30,), ("warmup", "power"): (1e30,),
 }  # fmt: skip
 GOOD |= {(name, "eta"): (0,) for name in configs.SOLVERS}
+GOOD |= {(name, "lowest"): (-1, -1.5, 0) for name in ("log_snr", "exponential")}
 
 
 def cases(kind):

@@ -146,6 +146,8 @@ def test_errors():
         (lambda: grid.beta(jdiff.Flow(), 5, 0.0), "must be positive"),
         (lambda: grid.beta(jdiff.Flow(), 5, t_min=0.0), "times must satisfy"),
         (lambda: grid.shift(grid.uniform(5), -1.0), "must be positive"),
+        (lambda: grid.log_snr(jdiff.VP(), 5, lowest=30.0), "lowest must be below"),
+        (lambda: grid.log_snr(jdiff.VP(), 5, lowest=float("nan")), "lowest must be below"),
         (lambda: grid.of_sigmas(jdiff.EDM(), [10.0, 1.0, 0.0]), "drop a final 0"),
         (lambda: grid.of_sigmas(jdiff.EDM(), [10.0, 10.0, 1.0]), "must descend"),
         (lambda: grid.of_sigmas(jdiff.EDM(), [300.0, 200.0, 1.0]), "leaves the schedule's sigma/alpha, 0.002 to 80"),
