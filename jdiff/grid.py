@@ -29,7 +29,7 @@ def uniform(n, t_min: float = 1e-3, t_max: float = 1.0, *, size: int | None = No
     if concrete(t_min, t_max) and not 0 <= t_min < t_max:
         raise ValueError(f"grid: t_min must be in [0, t_max), got t_min = {t_min}, t_max = {t_max}")
     u = _fractions(n, size)
-    return t_max + u * (t_min - t_max)
+    return _pinned(t_max + u * (t_min - t_max), u, t_min, t_max)
 
 
 def log_snr(

@@ -3,9 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import chex
+import jax
 import numpy as np
 import pytest
+from helpers import Diagonal
 
+import jdiff
 from jdiff import config as configs
 from jdiff import data, runs
 
@@ -112,3 +116,21 @@ def test_a_set_without_its_labels():
     )  # fmt: skip
     bare = data.without_labels(records)
     assert bare.classes == 0 and next(iter(bare.read(0, 2, [(0, 1)]))).labels is None and bare.held_labels is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", configs.SOLVERS)
+def test_every_solver_on_every_grid(solver):
+    """Each pair that a config can name samples N(0.3, 0.4): no sample is far from the data; one program a solver."""
+    table = jdiff.discrete(jdiff.betas.linear(1000))
+    x = jdiff.prior(table, jax.random.key(0), (256, 1))
+    sample = jax.jit(
+        chex.assert_max_traces(
+            lambda solver, times, x, key: jdiff.sample(solver, Diagonal(table), table, x, times, key), n=1
+        )
+    )
+    for grid in configs.GRIDS:
+        args = dict(sigmas=[9.0, 6.0, 4.0, 2.5, 1.5, 1.0, 0.6, 0.4, 0.25, 0.15, 0.1, 0.05]) if grid == "sigmas" else {}
+        how = configs.Sample(solver=configs.Named(solver), grid=configs.Named(grid, args), steps=12)
+        x0 = np.asarray(sample(*configs.build_sampler(how, table), x, jax.random.key(1)))
+        assert np.isfinite(x0).all() and abs(x0.mean() - 0.3) < 0.5 and 0.1 < x0.std() < 2, (grid, x0.mean(), x0.std())

@@ -130,6 +130,7 @@ def test_grids_stay_in_the_domain(schedule):
     for name, times in of_schedule(one_of(schedule, MORE_SCHEDULES)).items():
         assert (np.diff(times) < 0).all(), name
         np.testing.assert_allclose([times[0], times[-1]], [own.t_max, own.t_min], rtol=1e-6, err_msg=name)
+    grid.check_times(own, grid.uniform(20, own.t_min, own.t_max))  # in float32, 1 + (t_min - 1) is below t_min
 
 
 def test_every_grid_of_a_config_can_be_sampled_on():

@@ -173,7 +173,7 @@ def gradients(x, times, solver, schedule):
 @pytest.mark.parametrize(
     "solver,schedule",
     [
-        pytest.param(solver, schedule, marks=() if solver in ("ddpm", "ddim", "heun") else pytest.mark.slow)
+        pytest.param(solver, schedule, marks=() if solver == "ddim" else pytest.mark.slow)
         for solver in [*SOLVERS, *MORE_SOLVERS]
         for schedule in MORE_SCHEDULES
     ],
@@ -278,7 +278,9 @@ def by_target(solver, schedule):
     return run(oracle), [run(network(target)) for target in TARGETS]
 
 
-@pytest.mark.parametrize("solver", [solvers.Heun(), solvers.DPMpp2M()], ids=["heun", "2m"])
+@pytest.mark.parametrize(
+    "solver", [solvers.Heun(), pytest.param(solvers.DPMpp2M(), marks=pytest.mark.slow)], ids=["heun", "2m"]
+)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_targets_give_the_same_trajectory(schedule, solver):
     """One true function wrapped as an x0-, eps-, score-, v-, velocity- or edm-network samples alike."""

@@ -64,7 +64,7 @@ STOCHASTIC = {
     "dpmpp_2s_ancestral_half": solvers.DPMpp2SAncestral(0.5),
 }
 # these on all schedules always, one of each kind; the others in the slow tests
-QUICK = {"ddim", "heun", "lms_4_single", "pndm", "dpmpp_3m_single", "unipc_3_eps", "ddpm", "dpmpp_2m_sde"}
+QUICK = {"ddim", "heun", "pndm", "dpmpp_3m_single", "unipc_3_eps", "ddpm", "dpmpp_2m_sde"}
 
 
 def pairs(names):
