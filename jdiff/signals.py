@@ -1,5 +1,6 @@
 """Signals that stop a run: at once while there is nothing to save, and at the next visit while there is."""
 
+import collections
 import contextlib
 import os
 import signal
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Iterable
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+HANDLED = 0x80  # set in the byte by which the handler tells of a signal; their numbers are below 65
 
 
 def end(line: str, status: int) -> None:
@@ -46,7 +48,7 @@ class Signals:
         theirs.setblocking(False)
         self._theirs, self._fd = theirs, signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         # Python writes the number of a signal to the socket where it arrives, also while the main thread is in C++
-        self._before = {number: signal.signal(number, lambda number, frame: None) for number in self._numbers}
+        self._before = {number: signal.signal(number, self._handle) for number in self._numbers}
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -56,11 +58,24 @@ class Signals:
         signal.set_wakeup_fd(self._fd)
         self._theirs.close()  # which ends the thread
 
+    def _handle(self, number: int, frame) -> None:
+        with contextlib.suppress(OSError):
+            self._theirs.send(bytes([HANDLED | number]))
+
     def _watch(self) -> None:
+        # An event loop in the main thread, as uvloop's under Orbax, has its own socket in place of ours while it runs.
+        # The handler tells of every signal again, later: one of which only it tells has arrived then.
+        arrived, handled = collections.Counter(), collections.Counter()
         with self._ours:
             while byte := self._ours.recv(1):
-                if byte[0] in self._numbers:
-                    self._arrived(signal.Signals(byte[0]))
+                number = byte[0] & ~HANDLED
+                if byte[0] & HANDLED:
+                    handled[number] += 1
+                    if handled[number] <= arrived[number]:
+                        continue
+                if number in self._numbers:
+                    arrived[number] += 1
+                    self._arrived(signal.Signals(number))
 
     def _arrived(self, number: signal.Signals) -> None:
         if self.patient and not self.number:

@@ -81,6 +81,22 @@ def test_before_the_first_step_it_ends_at_once(ended, name):
     assert ended == [(f"stopped by {name} before the first step", status), ("", status)] and stop.number == 0
 
 
+def test_one_that_goes_to_another_loop_is_not_lost(ended):
+    """Event loops put their own socket in place of ours while they run; each signal counts once all the same."""
+    with signals.Signals() as stop:
+        stop.patient = True
+        ours = signal.set_wakeup_fd(-1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: stop.number == signal.SIGTERM)
+        signal.set_wakeup_fd(ours)
+        time.sleep(0.05)
+        assert not ended
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_for(lambda: ended)
+        time.sleep(0.05)
+    assert [status for _, status in ended] == [130]
+
+
 def test_nohup_is_respected(ended):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
