@@ -196,8 +196,8 @@ def check_range(owner, low, high=LARGEST, /, **numbers) -> None:
         if value is None or not concrete(value, low):
             continue
         a = np.asarray(value)
-        number = jnp.issubdtype(a.dtype, np.number) and not isinstance(value, (tuple, list))
-        if not number or not ((a >= low) & (a <= high)).all():
+        is_number = jnp.issubdtype(a.dtype, np.number) and not isinstance(value, (tuple, list))
+        if not is_number or not ((a >= low) & (a <= high)).all():
             raise ValueError(f"{type(owner).__name__}: {name} must be {low} or more, at most {high:g}, got {value}")
 
 

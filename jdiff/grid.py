@@ -13,7 +13,7 @@ import optax
 from jax import lax
 from jax.scipy.special import betainc, betaln
 
-from jdiff.arrays import Array, as_time, concrete
+from jdiff.arrays import Array, as_time, concrete, vary_as
 from jdiff.schedules import Discrete, Schedule, last_time, time_of
 from jdiff.schedules import log_snr as log_snr_of
 
@@ -93,12 +93,14 @@ def beta(schedule: Schedule, n, alpha=0.6, beta=0.6, t_min=None, t_max=None, *, 
     """n times at the quantiles 1, ..., 0 of a Beta(alpha, beta) law over [t_min, t_max]: dense at both ends.
 
     t = t_min + (t_max - t_min) I^(-1)(1 - u; alpha, beta), I being the incomplete beta function and u evenly spaced.
-    alpha = beta = 1 is `uniform`.  Lee et al. 2024, arXiv:2407.12173, section 3.3. Raises ValueError unless both are
+    alpha = beta = 1 is `uniform`. A table that ends with a little signal starts as in `log_snr`.
+    Lee et al. 2024, arXiv:2407.12173, section 3.3. Raises ValueError unless both are
     positive.
     """
     if concrete(alpha, beta) and not (alpha > 0 and beta > 0):
         raise ValueError(f"grid.beta: alpha and beta must be positive, got {alpha} and {beta}")
     t_min, t_max = _ends(schedule, t_min, t_max)
+    t_max, _ = _start(schedule, t_max, LOWEST_LOG_SNR)
     u = _fractions(n, size, jnp.result_type(t_min, t_max))
     share = _beta_quantile(jnp.asarray(alpha, u.dtype), jnp.asarray(beta, u.dtype), 1 - u)
     return _pinned(t_min + (t_max - t_min) * share, u, t_min, t_max)
@@ -114,7 +116,8 @@ def _beta_quantile(a, b, q):
         below = betainc(a, b, middle) < q
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-    low, high = lax.fori_loop(0, jnp.finfo(q.dtype).nmant + 7, halve, (jnp.zeros_like(q), jnp.ones_like(q)))
+    ends = vary_as((jnp.zeros_like(q), jnp.ones_like(q)), a, b, q)
+    low, high = lax.fori_loop(0, jnp.finfo(q.dtype).nmant + 7, halve, ends)
     return 0.5 * (low + high)
 
 

@@ -23,7 +23,7 @@ if __name__ == "__main__":  # the imports take seconds; until `Signals` takes ov
     if any(word.startswith("--requeue-on") for word in sys.argv):
         numbers += [signal.SIGUSR1, signal.SIGUSR2]
     for number in numbers:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # which nohup ignores
             signal.signal(number, leave_at_once)
 
 import jax

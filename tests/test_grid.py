@@ -199,6 +199,7 @@ def test_optimized_times_are_better_on_new_noise(name, solver, gain):
 SILENT = {
     "cosine table": jdiff.discrete(jdiff.betas.cosine(1000)),
     "zero terminal SNR": jdiff.discrete(jdiff.betas.zero_terminal_snr(jdiff.betas.linear(1000))),
+    "of 50": jdiff.discrete(jdiff.betas.zero_terminal_snr(jdiff.betas.linear(50))),
 }
 STARTS = MORE_SCHEDULES | SILENT
 
@@ -236,7 +237,7 @@ def test_samples_on_tables_that_end_without_signal(name):
         x0 = jdiff.sample(solvers.Heun(), denoise, schedule, x, times)
         return x0.mean(), x0.std()
 
-    for build in (grid.karras, grid.log_snr, grid.polyexponential):
+    for build in (grid.karras, grid.log_snr, grid.polyexponential, grid.beta):
         mean, std = moments(build(schedule, 20))
         assert abs(mean - 1) < 0.03 and abs(std - 0.5) < 0.03, (build.__name__, mean, std)
 
