@@ -127,7 +127,12 @@ def test_restart_over_multistep_reaches_the_modes():
     assert share(jax.random.key(2)) > 0.97
 
 
-@pytest.mark.parametrize("name", REMEMBERING)
+COMPILE_QUICKLY = ("dpmpp_2m", "unipc_3", "gradient_estimation")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in COMPILE_QUICKLY else pytest.mark.slow) for name in REMEMBERING]
+)
 def test_a_restart_begins_a_new_path(name):
     """From the restart on, samples are those of the base alone, started where the restart ended."""
     base = REMEMBERING[name]
