@@ -4,19 +4,17 @@ x_t = alpha_t x_0 + sigma_t eps, with t in [0, 1] and noise growing with t. A sc
 becomes `denoise(x_t, t) -> E[x_0 | x_t]`; a solver steps from t to s < t; `sample` runs it over a grid of times.
 """
 
-from jdiff import betas, conditioning, forward, grid, guidance, levels, losses, oracle, sde, solvers, targets, weights
-
-from jdiff import convert, ema, models, optim, parallel, train  # isort: skip
-from jdiff.adaptive import sample_adaptive
-from jdiff.arrays import BatchKey
-from jdiff.betas import discrete
-from jdiff.callbacks import progress
-from jdiff.denoisers import denoiser
-from jdiff.forward import Prediction, eps_from, prior, q_posterior, q_sample
+from jdiff import convert, guidance, losses, models, solvers, train
+from jdiff.core.arrays import BatchKey
+from jdiff.core.brownian import BrownianTree
+from jdiff.denoisers import conditioning, denoiser, targets
+from jdiff.losses import coupling, levels, weights
 from jdiff.models import create_model, list_models, register_model
-from jdiff.noise import BrownianTree
-from jdiff.picard import sample_parallel
-from jdiff.sampling import invert, sample
-from jdiff.schedules import EDM, VE, VP, Cosine, Discrete, Flow, Shifted, SubVP, log_snr, time_of
+from jdiff.process import betas, forward, grid, oracle, schedules, sde
+from jdiff.process.betas import discrete
+from jdiff.process.forward import Prediction, eps_from, prior, q_posterior, q_sample
+from jdiff.process.schedules import EDM, VE, VP, Cosine, Discrete, Flow, Shifted, SubVP, log_snr, time_of
+from jdiff.sampling import invert, progress, sample, sample_adaptive, sample_parallel
+from jdiff.train import ema, optim, parallel
 
 __version__ = "0.1.0"

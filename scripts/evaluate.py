@@ -16,9 +16,10 @@ import jax
 import numpy as np
 import tyro
 
-from jdiff import checkpoint, metrics, runs
 from jdiff import config as configs
+from jdiff import metrics, runs
 from jdiff.data import DataError, load
+from jdiff.train import checkpoint
 
 FRESH_SETS = 8
 MOST = 10_000_000  # samples

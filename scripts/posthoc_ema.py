@@ -10,8 +10,9 @@ from typing import Annotated
 
 import tyro
 
-from jdiff import checkpoint, ema, posthoc
 from jdiff import config as configs
+from jdiff import ema
+from jdiff.train import checkpoint, posthoc
 
 POOR = 0.1  # the profile's relative error above which its samples are another profile's
 

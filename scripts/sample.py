@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import tyro
 
-from jdiff import checkpoint, plot, posthoc, runs
 from jdiff import config as configs
+from jdiff import runs
 from jdiff.config import Named
+from jdiff.runs import plot
+from jdiff.train import checkpoint, posthoc
 
 MOST = 10_000_000  # samples, which are held in memory
 

@@ -23,9 +23,10 @@ import numpy as np
 import tyro
 
 from jdiff import config as configs
-from jdiff import files, plot
-from jdiff.names import did_you_mean
-from jdiff.watch import read_metrics
+from jdiff.core import files
+from jdiff.core.names import did_you_mean
+from jdiff.runs import plot
+from jdiff.runs.watch import read_metrics
 
 TRAINER = Path(__file__).resolve().parent / "train.py"
 SHOWN = 12  # rows of the table on the terminal; results.csv has them all

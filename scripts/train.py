@@ -31,14 +31,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import jdiff
-from jdiff import checkpoint, files, lock, parallel, peers, plot, posthoc, runs, watch
 from jdiff import config as configs
-from jdiff.arrays import joint, split
-from jdiff.conditioning import drop_labels
+from jdiff import parallel, runs
+from jdiff.core import files
+from jdiff.core.arrays import joint, split
 from jdiff.data import DataError, augment, flip, prefetch
-from jdiff.levels import LossAware
-from jdiff.signals import Signals
-from jdiff.train import make_train_loop, make_train_step
+from jdiff.denoisers.conditioning import drop_labels
+from jdiff.losses.levels import LossAware
+from jdiff.runs import lock, peers, plot, watch
+from jdiff.runs.signals import Signals
+from jdiff.train import checkpoint, make_train_loop, make_train_step, posthoc
 
 USAGE = "usage: python scripts/train.py CONFIG [--run-dir DIR] [--resume] [--SETTING VALUE ...]; --help after CONFIG"
 EDGES = np.linspace(-14.0, 14.0, 29)  # log-SNR, for the histogram of the loss

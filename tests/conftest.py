@@ -37,7 +37,7 @@ EVERY = {
     "test_models.py::test_conv_has_the_derivatives_of_the_plain_one": 4,
     "test_models.py::test_dropout_needs_training": 0,
     "test_models.py::test_mlps": 0,
-    "test_noise.py::test_one_path_at_every_step_count": 4,
+    "test_brownian.py::test_one_path_at_every_step_count": 4,
     "test_optim.py::test_trains_a_network": 8,
     "test_parallel.py::test_shard_map_trains_like_one_device": 2,
     "test_registry.py::test_published_tags_build_and_have_the_stated_parameters": 8,

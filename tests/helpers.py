@@ -9,8 +9,8 @@ import numpy as np
 from jax import lax
 
 import jdiff
-from jdiff.arrays import as_time, noun
-from jdiff.forward import rates
+from jdiff.core.arrays import as_time, noun
+from jdiff.process.forward import rates
 
 SCHEDULES = {
     "vp": jdiff.VP(),

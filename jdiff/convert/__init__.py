@@ -25,7 +25,7 @@ import numpy as np
 
 from jdiff.convert import files
 from jdiff.convert.table import Mismatch, to_tensors, to_variables
-from jdiff.names import did_you_mean
+from jdiff.core.names import did_you_mean
 
 ARCHITECTURES = ("adm", "diffusers", "dit", "edm", "edm2", "resnet", "score_sde")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from jdiff import foreign
 from jdiff.convert.table import Mismatch
-from jdiff.files import write as write_whole
+from jdiff.core import foreign
+from jdiff.core.files import write as write_whole
 
 TORCH = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".pkl")
 # below it a file can break out of weights_only: CVE-2025-32434 (below 2.6), CVE-2026-24747 (below 2.10)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.foreign import one_line
+from jdiff.core.foreign import one_line
 
 Path = tuple[str, ...]
 

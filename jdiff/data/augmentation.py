@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.arrays import Array, each
+from jdiff.core.arrays import Array, each
 
 LABELS = 9
 

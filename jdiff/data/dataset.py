@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdiff.core.foreign import one_line
 from jdiff.data.order import batch_indices, own_rows
-from jdiff.foreign import one_line
 
 
 class DataError(ValueError):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jdiff import foreign
+from jdiff.core import foreign
 from jdiff.data.dataset import DataError, Dataset
 from jdiff.data.order import hold_out
 from jdiff.data.records import CACHE

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jdiff import foreign
+from jdiff.core import foreign
 from jdiff.data.dataset import DataError
 from jdiff.data.images import from_bytes
 from jdiff.data.order import spread

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from jdiff.names import did_you_mean
+from jdiff.core.names import did_you_mean
 
 DATASETS: dict[str, Callable[..., Any]] = {}
 

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jdiff.arrays import Array, Denoise, as_time, check_time, expand, noun, number, per_sample
-from jdiff.forward import Prediction
+from jdiff.core.arrays import Array, Denoise, as_time, check_time, expand, noun, number, per_sample
+from jdiff.process.forward import Prediction
 
 
 @noun

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.arrays import Array, Denoise, Number, as_time, check_time, expand, noun
-from jdiff.forward import Prediction, predict
-from jdiff.schedules import Schedule
+from jdiff.core.arrays import Array, Denoise, Number, as_time, check_time, expand, noun
+from jdiff.process.forward import Prediction, predict
+from jdiff.process.schedules import Schedule
 
 
 @noun

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
-from jdiff.arrays import Array, Denoise, Number, concrete, expand, noun, safe_divide
-from jdiff.forward import Prediction, predict, rates
-from jdiff.schedules import Schedule
+from jdiff.core.arrays import Array, Denoise, Number, concrete, expand, noun, safe_divide
+from jdiff.process.forward import Prediction, predict, rates
+from jdiff.process.schedules import Schedule
 
 
 @noun

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jdiff import optim, posthoc
-from jdiff.arrays import as_key
+from jdiff.core.arrays import as_key
 from jdiff.models import ResNet
-from jdiff.train import init_state, make_train_loop, make_train_step
+from jdiff.train import optim, posthoc
+from jdiff.train.step import init_state, make_train_loop, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from jdiff.names import did_you_mean
+from jdiff.core.names import did_you_mean
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {}
 _TAGS: dict[str, "Tag"] = {}

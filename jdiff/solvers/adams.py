@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from jdiff.arrays import LARGEST, Number, check_range, expand, noun
-from jdiff.forward import predict
+from jdiff.core.arrays import LARGEST, Number, check_range, expand, noun
+from jdiff.process.forward import predict
 from jdiff.solvers import stages
 from jdiff.solvers.base import Mix, check_order, mix, steps_before
 from jdiff.solvers.multistep import Multistep, Start, starting

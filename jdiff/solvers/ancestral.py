@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
-from jdiff.arrays import Number, expand, normal, noun, safe_sqrt
-from jdiff.forward import fresh_noise
-from jdiff.schedules import time_at
+from jdiff.core.arrays import Number, expand, normal, noun, safe_sqrt
+from jdiff.process.forward import fresh_noise
+from jdiff.process.schedules import time_at
 from jdiff.solvers.base import check_at_least, is_positive
 from jdiff.solvers.ddim import DDIM
 from jdiff.solvers.stages import DPM2, DPMpp2S

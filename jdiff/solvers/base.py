@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jdiff.arrays import Array, Denoise, check_range, concrete, expand, normal
-from jdiff.forward import Prediction
-from jdiff.schedules import Schedule
+from jdiff.core.arrays import Array, Denoise, check_range, concrete, expand, normal
+from jdiff.process.forward import Prediction
+from jdiff.process.schedules import Schedule
 
 LEAST_ALPHA = 1e-4  # of sigma: below it, 1/alpha would amplify rounding, and a step in sigma/alpha is endless
 

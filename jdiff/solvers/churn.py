@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from jdiff.arrays import Number, check_range, expand, noun, safe_sqrt
-from jdiff.schedules import last_time, time_at
+from jdiff.core.arrays import Number, check_range, expand, noun, safe_sqrt
+from jdiff.process.schedules import last_time, time_at
 from jdiff.solvers.ancestral import check_base, scaled_noise
 from jdiff.solvers.base import check_at_least, is_positive, nearly_noise
 from jdiff.solvers.runge_kutta import Heun

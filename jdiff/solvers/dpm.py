@@ -1,6 +1,6 @@
 """DPM-Solver++: multistep methods on x_0 in log-SNR, for the ODE and the SDE. Single steps are in `stages`."""
 
-from jdiff.arrays import Number
+from jdiff.core.arrays import Number
 from jdiff.solvers.base import check_order
 from jdiff.solvers.multistep import Multistep, starting
 from jdiff.solvers.polynomial import DATA, NOISE, midpoint

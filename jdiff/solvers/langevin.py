@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.arrays import Number, expand, fold, normal, noun, part, static
-from jdiff.forward import predict
+from jdiff.core.arrays import Number, expand, fold, normal, noun, part, static
+from jdiff.process.forward import predict
 from jdiff.solvers.base import check_at_least, check_order, nearly_noise
 
 

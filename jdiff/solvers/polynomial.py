@@ -26,9 +26,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.arrays import Array, as_time, safe_divide
-from jdiff.schedules import log_snr, time_of
-from jdiff.sde import derivative
+from jdiff.core.arrays import Array, as_time, safe_divide
+from jdiff.process.schedules import log_snr, time_of
+from jdiff.process.sde import derivative
 from jdiff.solvers.base import nearly_noise
 
 # Gauss-Legendre on [0, 1]: sixteen points integrate exp over the longest step (h = 20) to 1e-12

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
-from jdiff.arrays import Denoise, noun
-from jdiff.denoisers import remember
-from jdiff.forward import predict
+from jdiff.core.arrays import Denoise, noun
+from jdiff.denoisers.network import remember
+from jdiff.process.forward import predict
 
 
 @noun

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.arrays import Number, expand, fold, normal, noun, part, safe_sqrt, static
-from jdiff.schedules import time_at
+from jdiff.core.arrays import Number, expand, fold, normal, noun, part, safe_sqrt, static
+from jdiff.process.schedules import time_at
 from jdiff.solvers.base import Now, check_at_least, check_order
 from jdiff.solvers.runge_kutta import Heun
 

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jdiff.arrays import Array, expand, noun, static
-from jdiff.forward import predict
-from jdiff.schedules import time_at
+from jdiff.core.arrays import Array, expand, noun, static
+from jdiff.process.forward import predict
+from jdiff.process.schedules import time_at
 from jdiff.solvers.base import Mix, mix, nearly_noise
 
 

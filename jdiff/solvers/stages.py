@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jdiff.arrays import Array, Number, expand, normal, noun, part, safe_sqrt, static
-from jdiff.forward import Prediction, predict
+from jdiff.core.arrays import Array, Number, expand, normal, noun, part, safe_sqrt, static
+from jdiff.process.forward import Prediction, predict
 from jdiff.solvers import polynomial
 from jdiff.solvers.base import Mix, check_at_least, check_order, is_positive, mix, nearly_noise
 from jdiff.solvers.polynomial import DATA, NOISE, Rule, midpoint

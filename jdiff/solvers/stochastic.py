@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
-from jdiff import sde
-from jdiff.arrays import Number, noun, safe_sqrt
-from jdiff.forward import predict
+from jdiff.core.arrays import Number, noun, safe_sqrt
+from jdiff.process import sde
+from jdiff.process.forward import predict
 from jdiff.solvers.base import Mix, check_at_least, is_positive, mix, nearly_noise
 from jdiff.solvers.ddim import DDIM
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jdiff.arrays import Number, safe_divide
+from jdiff.core.arrays import Number, safe_divide
 from jdiff.solvers.base import check_order
 from jdiff.solvers.multistep import Multistep, starting
 from jdiff.solvers.polynomial import DATA, NOISE, midpoint

@@ -1,0 +1,1 @@
+"""What every floor needs: pytrees of numbers, arrays, keys, names and files."""

@@ -1,0 +1,111 @@
+"""From a network to E[x_0 | x_t]: the only place that calls one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jdiff.core.arrays import Array, Denoise, check_floating, check_same_shape, noun, per_sample, static
+from jdiff.denoisers.conditioning import LogSNR
+from jdiff.denoisers.targets import Target, solve
+from jdiff.process.forward import Prediction
+from jdiff.process.schedules import Schedule
+
+
+@noun
+class Denoiser:
+    """A network, its parameters and what its output means. `params`, `cond` and every number are leaves."""
+
+    params: Any
+    schedule: Schedule
+    target: Target
+    conditioning: Any
+    cond: Any = per_sample()
+    apply: Callable = static()
+    learned_variance: bool = static(False)
+    self_conditioning: bool = static(False)
+    previous: Any = per_sample(None)
+
+    def __call__(self, x: Array, t) -> Array:
+        """E[x_0 | x_t], (B, ...)."""
+        return self.predict(x, t).x0
+
+    def predict(self, x: Array, t, previous: Array | None = None) -> Prediction:
+        """(E[x_0 | x_t], E[eps | x_t], extra); `extra` is the variance half of the output, or None.
+
+        `previous`: with self-conditioning, an earlier estimate of x_0, (B, ...); None: the one `remember` set, or 0.
+        """
+        previous = self._shown(x, previous)
+        out = run_network(self.apply, self.params, self.schedule, self.conditioning, x, t, self.cond, previous)
+        out, extra = split_variance(out, x, self.learned_variance)
+        return Prediction(*solve(self.schedule, self.target, x, out, t), extra)
+
+    def _shown(self, x, previous):
+        if not self.self_conditioning:
+            if previous is not None:
+                raise ValueError("this denoiser is shown no earlier estimate: make it with self_conditioning=True")
+            return None
+        previous = self.previous if previous is None else previous
+        return jnp.zeros_like(x) if previous is None else previous
+
+
+def denoiser(
+    apply: Callable,
+    params: Any,
+    schedule: Schedule,
+    target: Target,
+    cond: Any = None,
+    *,
+    conditioning=LogSNR(),
+    learned_variance: bool = False,
+    self_conditioning: bool = False,
+) -> Denoiser:
+    """Turn a network `apply(params, x, label, cond) -> F` into a denoiser `(x, t) -> E[x_0 | x_t]`.
+
+    `conditioning(schedule, x, t) -> (input, label (B,))` is what it was trained with. With `learned_variance` the last
+    axis of F is twice x's, and its second half is handed on as `Prediction.extra`. With `self_conditioning` the last
+    axis of its input is twice x's, the second half an earlier estimate of x_0, 0 where there is none: see `Remember`.
+    Calling it raises ValueError if the network's output has not the shape that this asks for.
+    """
+    return Denoiser(
+        params, schedule, target, conditioning, cond, apply, bool(learned_variance), bool(self_conditioning)
+    )
+
+
+def remember(denoise: Denoise, previous: Array) -> Denoise:
+    """The same denoiser, its self-conditioned networks shown `previous` (B, ...): also inside guidance, each of them.
+
+    Raises ValueError if there is no self-conditioned `denoiser` in it.
+    """
+    found = []
+
+    def tell(leaf):
+        if not (isinstance(leaf, Denoiser) and leaf.self_conditioning):
+            return leaf
+        found.append(leaf)
+        return leaf.replace(previous=previous)
+
+    told = jax.tree.map(tell, denoise, is_leaf=lambda leaf: isinstance(leaf, Denoiser))
+    if not found:
+        raise ValueError("remember: no denoiser made with self_conditioning=True to show an earlier estimate to")
+    return told
+
+
+def run_network(apply, params, schedule, conditioning, x, t, cond, previous=None) -> Any:
+    """The network's raw output for x_t, in the dtype of x; `previous`, if given, is beside x_t on the last axis."""
+    check_floating("x", x)
+    shown, label = conditioning(schedule, x, t)
+    if previous is not None:
+        check_same_shape("the earlier estimate", previous, "x", x)
+        shown = jnp.concatenate([shown.astype(x.dtype), previous.astype(x.dtype)], axis=-1)
+    out = apply(params, shown.astype(x.dtype), label, cond)
+    return jax.tree.map(lambda a: jnp.asarray(a).astype(x.dtype), out)
+
+
+def split_variance(out: Array, x: Array, learned_variance: bool) -> tuple[Array, Array | None]:
+    """(F of x's shape, the variance half or None); ValueError if the output's shape is another."""
+    expected = x.shape[:-1] + (2 * x.shape[-1],) if learned_variance else x.shape
+    if out.shape != expected:
+        raise ValueError(f"the network returned {out.shape} for an input of {x.shape}; expected {expected}")
+    return tuple(jnp.split(out, 2, axis=-1)) if learned_variance else (out, None)

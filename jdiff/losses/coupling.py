@@ -1,0 +1,80 @@
+"""Which noise meets which data in training: `coupling(key, x0, eps) -> eps`, each (B, ...).
+
+Noise that lies near its data makes straighter paths of x_0 to eps, which cross less. `key` is one key or a `BatchKey`.
+Nothing is differentiated: a coupling chooses.
+"""
+
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jdiff.core.arrays import Array, expand, fold, normal, noun, static, varying
+
+
+@noun
+class Independent:
+    """Noise as it was drawn, independent of the data: the product coupling of every derivation."""
+
+    def __call__(self, key, x0, eps):
+        return eps
+
+
+@noun
+class Nearest:
+    """Of `candidates` noises drawn for each sample, eps among them, the one with the smallest |x_0 - eps|.
+
+    KNN noise selection of Li et al. 2025, "Improved Immiscible Diffusion", arXiv:2505.18521. By position: sample i is a
+    function of (key, i) and its own data alone, so slices, devices and the whole batch agree. Noise given the data is
+    then no longer standard normal, and neither, slightly, is noise at large: the more candidates, the less. Raises
+    ValueError unless there is a candidate.
+    """
+
+    candidates: int = static(4)
+
+    def check(self):
+        whole = isinstance(self.candidates, int) and not isinstance(self.candidates, bool)
+        if not whole or self.candidates < 1:
+            raise ValueError(f"Nearest: candidates must be a whole number, 1 or more; got {self.candidates!r}")
+
+    def __call__(self, key, x0, eps):
+        def closer(best, j):
+            eps, least = best
+            other = normal(fold(key, j), x0.shape, eps.dtype)
+            distance = _distance(x0, other)
+            better = distance < least
+            return (jnp.where(expand(better, eps) > 0, other, eps), jnp.where(better, distance, least)), None
+
+        x0, eps = lax.stop_gradient((x0, eps))
+        # one at a time: all candidates of a batch of images at once would not fit
+        (eps, _), _ = lax.scan(closer, (eps, _distance(x0, eps)), jnp.arange(1, self.candidates))
+        return eps
+
+
+@noun
+class Assignment:
+    """The noises of the batch dealt out again so that the sum of |x_0 - eps|^2 is the least: exact optimal transport.
+
+    Immiscible Diffusion, Li et al. 2024, arXiv:2406.12303; minibatch optimal transport, Tong et al. 2023,
+    arXiv:2302.00482, section 3.2, and Pooladian et al. 2023, arXiv:2304.14772. The Hungarian algorithm, O(B^3), inside
+    jit. It deals among the rows it is given: under `jit`, also over a mesh, the whole batch; in a pmap the device's
+    part; with accumulation the slice: there it is another, coarser coupling, and results are not those of one batch.
+    Raises ValueError inside a `jax.shard_map` that has not check_vma=False.
+    """
+
+    def __call__(self, key, x0, eps):
+        if varying(x0, eps):
+            raise ValueError(
+                "Assignment: optax's algorithm fails jax.shard_map's check of what varies over the mesh; "
+                "make the shard_map with check_vma=False, or train under jax.jit"
+            )
+        x0, eps = lax.stop_gradient((x0, eps))
+        points = [a.reshape(len(a), -1).astype(jnp.float32) for a in (x0, eps)]
+        cost = -jnp.matmul(points[0], points[1].T, precision=lax.Precision.HIGHEST)  # the squares are dealt out anyhow
+        rows, columns = optax.assignment.hungarian_algorithm(jnp.nan_to_num(cost))  # nan would search for ever
+        return eps[jnp.zeros_like(columns).at[rows].set(columns)]
+
+
+def _distance(x0: Array, eps: Array) -> Array:
+    """|x_0 - eps|^2, (B,), in float32."""
+    apart = x0.astype(jnp.float32) - eps.astype(jnp.float32)
+    return jnp.sum(apart**2, axis=tuple(range(1, x0.ndim)))

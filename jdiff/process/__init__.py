@@ -1,0 +1,1 @@
+"""The process x_t = alpha_t x_0 + sigma_t eps: schedules, the SDE, grids of times, and data whose denoiser is known."""

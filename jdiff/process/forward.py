@@ -1,0 +1,113 @@
+"""The forward process and its posterior. `q_sample` is also the deterministic DDIM step, fed with predictions."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jdiff.core.arrays import (
+    Array,
+    as_time,
+    check_floating,
+    check_same_shape,
+    check_time,
+    expand,
+    normal,
+    safe_divide,
+    safe_sqrt,
+)
+from jdiff.process.schedules import Schedule, log_snr
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says of x_t: E[x_0 | x_t], E[eps | x_t], and what else its network returned."""
+
+    x0: Array
+    eps: Array
+    extra: Any = None
+
+
+def rates(schedule: Schedule, t, x) -> tuple[Array, Array]:
+    """(alpha_t, sigma_t) shaped and cast to scale `x`; `t` has shape () or (B,)."""
+    check_time(t, x)
+    t = as_time(t)
+    return expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
+
+
+def q_sample(schedule: Schedule, x0: Array, t, eps: Array) -> Array:
+    """x_t = alpha_t x_0 + sigma_t eps; with predictions for x_0 and eps, the DDIM step to t.
+
+    x0, eps: (B, ...); t: () or (B,). Raises ValueError when shapes disagree, or an array is not floating.
+    Ho et al. 2020, arXiv:2006.11239, eq. 4; Song et al. 2021, arXiv:2010.02502, eq. 12.
+
+    >>> import jax.numpy as jnp, jdiff
+    >>> x0, eps = jnp.array([[1.0, -1.0]]), jnp.array([[0.0, 2.0]])
+    >>> [float(v) for v in jdiff.q_sample(jdiff.Flow(), x0, 0.25, eps)[0]]
+    [0.75, -0.25]
+    """
+    check_same_shape("eps", eps, "x0", x0)
+    check_floating("x0", x0)
+    check_floating("eps", eps)
+    alpha, sigma = rates(schedule, t, x0)
+    return alpha * x0 + sigma * eps
+
+
+def eps_from(schedule: Schedule, x0: Array, x: Array, t) -> Array:
+    """The noise implied by x_0 and x_t: (x_t - alpha_t x_0) / sigma_t, for sigma_t > 0."""
+    check_same_shape("x0", x0, "x", x)
+    check_floating("x0", x0)
+    alpha, sigma = rates(schedule, t, x)
+    return (x - alpha * x0) / sigma
+
+
+def fresh_noise(schedule: Schedule, t, s) -> Array:
+    """The share of the noise at s that x_t and x_0 leave open: 1 - (alpha_t sigma_s / (alpha_s sigma_t))^2.
+
+    It is 1 - SNR_t / SNR_s, in [0, 1]: DDPM's posterior variance over sigma_s^2.
+    """
+    return -jnp.expm1(jnp.minimum(log_snr(schedule, t) - log_snr(schedule, s), 0))
+
+
+def q_posterior(schedule: Schedule, x0: Array, x_t: Array, t, s) -> tuple[Array, Array]:
+    """(mean, std) of q(x_s | x_t, x_0) for s < t; mean like x, std of the shape of t padded to x.
+
+    mean = alpha_s x_0 + sigma_s sqrt(1 - c) (x_t - alpha_t x_0) / sigma_t,  std = sigma_s sqrt(c),
+    c = 1 - SNR_t / SNR_s; so (x_0, 0) where sigma_s = 0.  Ho et al. 2020, arXiv:2006.11239, eq. 6 and 7.
+    """
+    check_same_shape("x0", x0, "x_t", x_t)
+    check_floating("x0", x0)
+    check_floating("x_t", x_t)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = rates(schedule, t, x_t), rates(schedule, s, x_t)
+    kept = safe_divide(alpha_t * sigma_s**2, alpha_s * sigma_t**2)
+    std = sigma_s * expand(safe_sqrt(fresh_noise(schedule, t, s)), x_t)
+    return alpha_s * x0 + kept * (x_t - alpha_t * x0), std
+
+
+def prior(schedule: Schedule, key, shape, t=1.0, *, mean=0.0, std=0.0, dtype=jnp.float32) -> Array:
+    """Noise to start sampling from: x_t ~ N(alpha_t mean, alpha_t^2 std^2 + sigma_t^2), (B, ...).
+
+    `mean`, `std`: moments of the data, scalars or arrays of `shape[1:]`. They matter where the terminal SNR is not
+    small; left at 0 this is N(0, sigma_t^2). Row i depends on (key, i) alone; `key` may be (B,) keys.
+    """
+    if jnp.ndim(t):
+        raise ValueError(f"prior: t has shape {jnp.shape(t)}; expected one time")
+    for name, value in dict(mean=mean, std=std).items():
+        if jnp.shape(value) not in ((), tuple(shape[1:])):
+            raise ValueError(f"prior: {name} has shape {jnp.shape(value)}; expected () or {tuple(shape[1:])}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"prior: dtype is {jnp.dtype(dtype)}; noise is floating, as float32")
+    t = as_time(t)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    centre = (alpha * jnp.asarray(mean, t.dtype)).astype(dtype)
+    scale = jnp.sqrt((alpha * jnp.asarray(std, t.dtype)) ** 2 + sigma**2).astype(dtype)
+    noise = normal(key, shape, dtype)
+    return jnp.broadcast_to(centre, shape[1:])[None] + jnp.broadcast_to(scale, shape[1:])[None] * noise
+
+
+def predict(denoise, schedule: Schedule, x: Array, t) -> Prediction:
+    """`denoise.predict(x, t)` where the denoiser has one; for a plain function, eps follows from its x_0."""
+    own = getattr(denoise, "predict", None)
+    if own is not None:
+        return own(x, t)
+    x0 = denoise(x, t)
+    check_same_shape("the denoiser's output", x0, "x", x)
+    return Prediction(x0, eps_from(schedule, x0, x, t))

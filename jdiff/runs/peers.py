@@ -1,0 +1,233 @@
+"""The processes of one run watch each other: where one dies or never comes, the others end with a line, in time."""
+
+import contextlib
+import hmac
+import json
+import secrets
+import select
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+from jdiff.core import files
+from jdiff.runs.signals import end
+from jdiff.train import parallel
+
+LOST = 75  # exit status where the same command, started again, goes on: EX_TEMPFAIL
+PATIENCE = 10.0  # seconds before those that wait to come together say so
+TICK = 1.0  # seconds between two words to the others
+
+
+@contextlib.contextmanager
+def awaited(
+    directory, place: tuple[int, int] | None, address: str, timeout: float, say: Callable[[str], object]
+) -> Iterator[None]:
+    """Say who is awaited if the block, in which processes come together, takes long; end the process if too long.
+
+    Each leaves a mark in DIR/processes, renewed every second, which the others see.
+
+    Args:
+        directory: of the run, which all see.
+        place: (number of this process, how many there are); None where it is not known.
+        address: of process 0, for the line.
+        timeout: seconds after which the process ends with status `LOST`.
+        say: is given the line after `PATIENCE` seconds, and again every minute.
+    """
+    done, marks = threading.Event(), Path(directory) / "processes"
+    thread = threading.Thread(target=_await, args=(marks, place, address, timeout, say, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        _unmark(marks, place)
+
+
+def _unmark(marks: Path, place) -> None:
+    with contextlib.suppress(OSError):
+        if place:
+            (marks / str(place[0])).unlink(missing_ok=True)
+        marks.rmdir()  # by the last one
+
+
+def _await(marks: Path, place, address: str, timeout: float, say, done: threading.Event) -> None:
+    rank, count = place or (None, 0)
+    begun, speak, seen, moved = time.monotonic(), PATIENCE, {}, {}
+    while not done.wait(TICK):
+        now = time.monotonic()
+        with contextlib.suppress(OSError):  # where it cannot be written, the lock will say so
+            if place:
+                files.write(marks / str(rank), lambda file: file.write(secrets.token_bytes(8)))
+        for other in range(count):  # one that was killed has left a mark too, but does not renew it
+            mark = _bytes(marks / str(other))
+            moved[other] = now if mark and mark != seen.setdefault(other, mark) else moved.get(other)
+            seen[other] = mark
+        if now - begun < min(speak, timeout):
+            continue
+        late = [other for other in range(count) if other != rank and (not moved[other] or now - moved[other] > 5)]
+        who = f"process {' and '.join(map(str, late))} of {count}" if late else f"an answer from {address}"
+        if now - begun >= timeout:
+            _unmark(marks, place)
+            end(f"error: {who} did not come within {timeout:.0f} s; start all of them again", LOST)
+        say(f"waiting for {who}, for {timeout - (now - begun):.0f} s more")
+        speak += 60
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError:
+        return b""
+
+
+class Watch:
+    """`with Watch(timeout, last) as watch:` ends this process with a line and status `LOST` once another one is lost.
+
+    Every process holds a connection to process 0 and says a word each second. One is lost when its connection breaks,
+    which the system does at once where a process dies, or when nothing was heard for `timeout` seconds. Process 0 then
+    tells the others. A thread does this: the main one may wait for the lost process for ever.
+
+    One that leaves the block says so, and one that is stopped by a signal: then the others end with its status. All
+    processes enter the block together. Of a single process there is nothing to watch.
+
+    Args:
+        timeout: seconds.
+        last: gives the last checkpoint, in words, for the line.
+        host: of process 0, where all know it.
+    """
+
+    def __init__(self, timeout: float, last: Callable[[], str], host: str | None = None):
+        self._timeout, self._last, self._host = timeout, last, host
+        self._rank, self._count = jax.process_index(), jax.process_count()
+        self._peers, self._left, self._done = {}, {}, threading.Event()
+
+    def __enter__(self) -> "Watch":
+        if self._count > 1:
+            self._connect()
+            if not self._peers:
+                warnings.warn(f"process {self._rank} cannot reach the others: it waits if one dies", stacklevel=2)
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self._count > 1 and error is not None:
+            time.sleep(3.0)  # a broken collective shows in the main thread too: then the thread has the line
+        self.leave(0 if error is None else 2)
+
+    def leave(self, status: int) -> None:
+        """Tell the others that this process ends, with this status, so that they do not take it for lost."""
+        self._tell(f"left {status}")
+        self._done.set()
+
+    def _connect(self) -> None:
+        server, offer = None, ""
+        if self._rank == 0:
+            server = socket.create_server(("", 0), backlog=self._count)
+            hosts = [*([self._host] if self._host else []), _address(), socket.gethostname()]
+            offer = json.dumps(dict(hosts=hosts, port=server.getsockname()[1], token=secrets.token_hex(16)))
+        offer = json.loads(parallel.from_first(offer))
+        if server is None:
+            self._peers = _reach(offer, self._rank)
+        else:
+            self._peers = _admit(server, offer["token"], self._count)
+        for peer in self._peers.values():
+            peer.settimeout(0.0)
+
+    def _tell(self, words: str) -> None:
+        for peer in list(self._peers.values()):
+            with contextlib.suppress(OSError):  # it is not the one that reports a lost one
+                peer.send(f"{words}\n".encode())
+
+    def _watch(self) -> None:
+        heard, text = dict.fromkeys(self._peers, time.monotonic()), dict.fromkeys(self._peers, b"")
+        while not self._done.is_set():
+            ready, _, _ = select.select(list(self._peers.values()), [], [], TICK)
+            for other in [i for i, peer in self._peers.items() if peer in ready]:
+                data = _received(self._peers[other])
+                if data is None:
+                    del self._peers[other]
+                    if other not in self._left:
+                        self._lost(other, "its connection is closed")
+                    continue
+                heard[other] = time.monotonic()
+                *lines, text[other] = (text[other] + data).split(b"\n")
+                for words in map(bytes.split, lines):
+                    self._told(other, words)
+            self._tell("here")
+            for other, since in heard.items():
+                silent = time.monotonic() - since
+                if silent > self._timeout and other in self._left and self._left[other]:
+                    self._end(f"process {other} has ended with status {self._left[other]}", self._left[other])
+                if silent > self._timeout and other not in self._left:
+                    self._lost(other, f"nothing was heard of it for {silent:.0f} s")
+
+    def _told(self, other: int, words: list[bytes]) -> None:
+        if len(words) == 2 and words[0] == b"left":
+            self._left[other] = int(words[1])
+            if self._left[other] > 128:  # by a signal: what fails by itself fails here too, and has its own line
+                self._end(f"process {other} was stopped by signal {self._left[other] - 128}", self._left[other])
+        if len(words) == 2 and words[0] == b"end":  # process 0 has said why
+            end("", int(words[1]))
+
+    def _lost(self, other: int, why: str) -> None:
+        self._end(f"process {other} of {self._count} is lost: {why}", LOST)
+
+    def _end(self, what: str, status: int) -> None:
+        self._tell(f"end {status}" if self._rank == 0 else f"left {status}")
+        end(f"error: {what}; {self._last()}; start all of them again to go on", status)
+
+
+def _received(peer: socket.socket) -> bytes | None:
+    """What has come; None where the connection is closed or broken."""
+    try:
+        return peer.recv(4096) or None
+    except BlockingIOError:
+        return b""
+    except OSError:
+        return None
+
+
+def _admit(server: socket.socket, token: str, count: int) -> dict[int, socket.socket]:
+    """The connections of processes 1 to count - 1, which show the token; who does not come in time is not watched."""
+    peers, until = {}, time.monotonic() + 30.0
+    with server:
+        while len(peers) < count - 1 and (left := until - time.monotonic()) > 0:
+            server.settimeout(left)
+            with contextlib.suppress(OSError, ValueError):
+                peer, _ = server.accept()
+                peer.settimeout(5.0)
+                shown, rank = peer.recv(128).split()
+                if hmac.compare_digest(shown, token.encode()) and 0 < int(rank) < count:
+                    peer.send(b"here\n")
+                    peers[int(rank)] = peer
+                else:
+                    peer.close()
+    return peers
+
+
+def _reach(offer: dict, rank: int) -> dict[int, socket.socket]:
+    """{0: the connection to process 0}, under the first of its addresses that answers; {} if none does."""
+    for host in offer["hosts"]:
+        with contextlib.suppress(OSError):
+            peer = socket.create_connection((host, offer["port"]), timeout=10.0)
+            peer.sendall(f"{offer['token']} {rank}".encode())
+            if peer.recv(16).startswith(b"here"):
+                return {0: peer}
+    return {}
+
+
+def _address() -> str:
+    """The address of this host on the interface that leads outwards; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address of no host, RFC 5737
+            return probe.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"

@@ -1,0 +1,171 @@
+"""Sampling with adaptive steps, by diffrax: the probability-flow ODE or the reverse SDE, each sample at its pace."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jdiff.core.arrays import Array, Denoise, as_time, check_floating, concrete, each, expand, row_axes, varying
+from jdiff.process.forward import predict
+from jdiff.process.schedules import Discrete, Schedule, log_snr, time_of
+from jdiff.process.sde import derivative
+
+# diffrax's class; evaluations of a step; further ones before the first
+METHODS = {
+    "tsit5": ("Tsit5", 6, 1),
+    "dopri5": ("Dopri5", 6, 1),
+    "dopri8": ("Dopri8", 13, 1),
+    "bosh3": ("Bosh3", 3, 1),
+    "heun": ("Heun", 2, 0),
+    "kvaerno3": ("Kvaerno3", 3, 0),
+    "kvaerno5": ("Kvaerno5", 6, 0),
+}
+ADJOINTS = {
+    "checkpoint": lambda diffrax: diffrax.RecursiveCheckpointAdjoint(),
+    "backsolve": lambda diffrax: diffrax.BacksolveAdjoint(),
+    "forward": lambda diffrax: diffrax.ForwardMode(),
+}
+LEAST_LOG_SNR = -14.0  # where a clock in log-SNR starts if alpha = 0 there: alpha / sigma = 1e-3
+
+
+class Info(NamedTuple):
+    """Per sample, (B,): network evaluations with the last denoise, steps taken, steps rejected, whether it arrived.
+
+    Implicit methods solve for their stages: there `nfe` counts stages, each of which takes several evaluations.
+    """
+
+    nfe: Array
+    steps: Array
+    rejected: Array
+    success: Array
+
+
+def sample_adaptive(
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Array,
+    key=None,
+    *,
+    t_max=None,
+    t_min=None,
+    rtol=1e-3,
+    atol=1e-3,
+    method: str = "tsit5",
+    sde: bool = False,
+    adjoint: str = "checkpoint",
+    max_steps: int = 4096,
+):
+    """Integrate from noise x (B, ...) at t_max down to t_min with adaptive steps, then denoise: (x_0, `Info`).
+
+    dx/dt = alpha' x_0 + sigma' eps, with the step of each sample chosen from its own error against rtol and atol; on
+    `Discrete` tables the clock is the log-SNR, which has no kinks. `sde=True` integrates the reverse SDE, in log-SNR,
+    by ShARK on a virtual Brownian path per sample (`key`: one, or (B,)).  Song et al. 2021, arXiv:2011.13456, section
+    4.3; Kidger 2021, arXiv:2202.02435 (diffrax).
+
+    `method`: tsit5, dopri5, dopri8, bosh3, heun; kvaerno3, kvaerno5 for stiff ones. `adjoint`: "checkpoint" (reverse
+    mode, exact, memory by recursive checkpoints), "backsolve" (the continuous adjoint, constant memory), "forward"
+    (jvp). The arrays in a denoiser's `per_sample` fields, as labels and weights (B,), follow the samples; a plain
+    function may hold no such rows. All but the numbers and arrays are static under jit. Raises ValueError for unknown
+    names, times out of order or outside the schedule, rows of another batch, sde without a key, and inside a
+    `jax.shard_map` that has not check_vma=False; ImportError without diffrax (the `adaptive` extra).
+    """
+    diffrax = _diffrax()
+    for kind, name, table in (("method", method, METHODS), ("adjoint", adjoint, ADJOINTS)):
+        if name not in table:
+            raise ValueError(f"sample_adaptive: unknown {kind} {name!r}; one of {', '.join(table)}")
+    check_floating("x", x)
+    if sde and key is None:
+        raise ValueError("sample_adaptive: the reverse SDE draws noise: give a key, jax.random.key(seed)")
+    t_max, t_min = _ends(schedule, t_max, t_min)
+    by_log_snr = sde or isinstance(schedule, Discrete)
+    if by_log_snr:
+        start, stop = jnp.maximum(log_snr(schedule, t_max), LEAST_LOG_SNR), log_snr(schedule, t_min)
+    else:
+        start, stop = -t_max, -t_min  # a clock that rises
+    start, stop = start.astype(x.dtype), stop.astype(x.dtype)
+    # at high noise x hardly moves in log-SNR, and a guess from that would step over everything
+    first = (stop - start) / 50 if by_log_snr else None
+    keys = None if key is None else each(key, x.shape[0])
+    if varying(x, keys, denoise, schedule):
+        raise ValueError(
+            "sample_adaptive: diffrax's loops fail jax.shard_map's check of what varies over the mesh; "
+            "make the shard_map with check_vma=False, or give jax.jit an x that is sharded"
+        )
+
+    def place(clock, schedule):
+        """t, and the derivatives of alpha and sigma by the clock."""
+        one = (jnp.ones_like(clock),)
+        if isinstance(schedule, Discrete):  # variance preserving; a table's own slopes jump at its knots
+            _, speeds = jax.jvp(lambda c: (jnp.sqrt(jax.nn.sigmoid(c)), jnp.sqrt(jax.nn.sigmoid(-c))), (clock,), one)
+            return time_of(schedule, clock), speeds
+        t = time_of(schedule, clock) if by_log_snr else -clock
+        speed = jax.jvp(lambda c: time_of(schedule, c), (clock,), one)[1] if by_log_snr else -one[0]
+        return t, tuple(derivative(f, t) * speed for f in (schedule.alpha, schedule.sigma))
+
+    def drift(clock, y, context):
+        denoise, schedule = context
+        t, speeds = place(clock, schedule)
+        y = y.reshape(1, *x.shape[1:])
+        x0, eps, _ = predict(denoise, schedule, y, t)
+        of_x0, of_eps = (expand(speed, y) for speed in speeds)
+        if sde:  # in log-SNR g is sigma: half of g^2 score more than the flow
+            of_eps = of_eps - 0.5 * expand(schedule.sigma(t), y)
+        return (of_x0 * x0 + of_eps * eps).reshape(-1)
+
+    def one(row, key, context):
+        terms, solver = diffrax.ODETerm(drift), getattr(diffrax, METHODS[method][0])()
+        control = diffrax.PIDController(rtol=rtol, atol=atol)
+        if sde:
+            terms, solver, control = _stochastic(diffrax, terms, row, key, start, stop, rtol, atol)
+        out = diffrax.diffeqsolve(
+            terms, solver, start, stop, first, row.reshape(-1), context,
+            stepsize_controller=control, adjoint=ADJOINTS[adjoint](diffrax), max_steps=max_steps, throw=False,
+        )  # fmt: skip
+        stats, arrived = out.stats, out.result == diffrax.RESULTS.successful
+        return out.ys[0].reshape(row.shape), stats["num_steps"], stats["num_rejected_steps"], arrived
+
+    axes = row_axes(denoise, x.shape[0])  # each sample must meet its own label
+    rows = jax.tree.map(lambda leaf, axis: leaf[:, None] if axis == 0 else leaf, denoise, axes)
+    y, steps, rejected, arrived = jax.vmap(one, (0, None if keys is None else 0, (axes, None)))(
+        x, keys, (rows, schedule)
+    )
+    _, each_step, before = (None, 2, 1) if sde else METHODS[method]
+    info = Info(each_step * steps + before + 1, steps, rejected, arrived)
+    return denoise(y, t_min), info
+
+
+def _diffrax():
+    try:
+        import diffrax
+    except ImportError as error:
+        raise ImportError("jdiff.sample_adaptive needs diffrax: pip install 'jdiff[adaptive]'") from error
+    return diffrax
+
+
+def _ends(schedule, t_max, t_min):
+    t_max = as_time(schedule.t_max if t_max is None else t_max)
+    t_min = as_time(schedule.t_min if t_min is None else t_min)
+    if concrete(t_max, t_min, schedule):
+        with jax.ensure_compile_time_eval():
+            if not schedule.t_min * (1 - 1e-6) <= float(t_min) < float(t_max):
+                raise ValueError(
+                    f"sample_adaptive: expected {schedule.t_min} <= t_min < t_max, got {float(t_min)}, {float(t_max)}"
+                )
+    return t_max, t_min
+
+
+def _stochastic(diffrax, drift, row, key, start, stop, rtol, atol):
+    """(terms, solver, controller) of the reverse SDE of one sample, whose noise is additive in this clock."""
+    import lineax
+
+    def diffusion(clock, y, context):
+        _, schedule = context
+        g = schedule.sigma(time_of(schedule, clock))
+        return lineax.DiagonalLinearOperator(jnp.full(y.shape, g.astype(y.dtype)))
+
+    path = diffrax.VirtualBrownianTree(
+        start, stop, 1e-4, jax.ShapeDtypeStruct((row.size,), row.dtype), key, diffrax.SpaceTimeLevyArea
+    )
+    # Foster 2020 and diffrax's advice: gentler control for rough paths
+    control = diffrax.PIDController(rtol=rtol, atol=atol, pcoeff=0.1, icoeff=0.3, dtmin=2e-3, force_dtmin=True)
+    return diffrax.MultiTerm(drift, diffrax.ControlTerm(diffusion, path)), diffrax.ShARK(), control

@@ -1,0 +1,267 @@
+"""Post-hoc averages: snapshots of two power-function averages, from which any other profile is reconstructed.
+
+Karras et al. 2024, arXiv:2312.02696, section 3.2 and appendix C.3. A profile (t, gamma) weighs the parameters of time
+tau <= t by p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1): what `ema.power_gamma` tracks. A profile that was not
+tracked is the nearest combination of snapshots that were: train once, choose the length of the average afterwards.
+
+`DIR/STEP-SIGMA_REL.npz`, one file a snapshot, without pickles. Each holds a record beside its arrays: its step and
+sigma_rel, a CRC-32 of each array, and a fingerprint of the model, so that it is not taken for another one.
+"""
+
+import json
+import re
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdiff.core import foreign
+from jdiff.core.files import write
+from jdiff.train.checkpoint import CheckpointError, CheckpointWarning, shape_difference
+from jdiff.train.ema import gamma_of
+from jdiff.train.parallel import host
+
+NAME = re.compile(r"([0-9]+)-([0-9.]+(?:e-[0-9]+)?)\.npz")  # of a snapshot's file
+RECORD = "jdiff/record"
+
+# ---------------------------------------------------------------- which snapshots, how much of each
+
+
+def coefficients(steps, gammas, step: float, gamma: float) -> np.ndarray:
+    """The weights, (N,), of snapshots (steps[i], gammas[i]) that reconstruct the profile (step, gamma). float64.
+
+    They minimise the integral of (p - sum_i x_i p_i)^2 over time subject to sum_i x_i = 1, so that what the parameters
+    have in common stays; a profile that is among the snapshots is that snapshot. arXiv:2312.02696 algorithm 3, which
+    divides by the sum instead: the same for many snapshots, half the error for few.
+    Raises ValueError for no snapshots, one that is there twice, steps < 1, gammas <= -1/2 (their profiles have no
+    norm), and a step past the last snapshot.
+    """
+    t, g = np.broadcast_arrays(np.atleast_1d(np.float64(steps)), np.float64(gammas))
+    if t.ndim != 1 or not t.size:
+        raise ValueError(f"steps and gammas are those of at least one snapshot, (N,); got shape {t.shape}")
+    if not (t >= 1).all() or not (g > -0.5).all() or not step >= 1 or not gamma > -0.5:
+        raise ValueError("the steps of profiles must be 1 or more, and their gammas above -0.5")
+    if len(set(zip(t, g, strict=True))) < t.size:
+        raise ValueError("a snapshot is given twice: each pair of step and gamma may be there once")
+    if step > t.max():
+        raise ValueError(f"step {step:g} is past the last snapshot, which is of step {t.max():g}")
+    same = (t == step) & (g == gamma)
+    if same.any():
+        return same.astype(np.float64)
+    # in units of the snapshots' norms: of profiles that overlap, the wide ones are orders of magnitude smaller
+    norm = np.sqrt(_dot(t, g, t, g))
+    gram = _dot(t[:, None], g[:, None], t, g) / (norm[:, None] * norm)
+    free, ones = np.linalg.solve(gram, np.stack([_dot(t, g, step, gamma) / norm, 1 / norm], axis=1)).T
+    free, ones = free / norm, ones / norm
+    return free + ones * (1 - free.sum()) / ones.sum()
+
+
+def misfit(steps, gammas, weights, step: float, gamma: float) -> float:
+    """How far the combined profile is from (step, gamma): the norm of the difference over that of the profile."""
+    t, g = np.broadcast_arrays(np.float64(steps), np.float64(gammas))
+    own = _dot(step, gamma, step, gamma)
+    square = own - 2 * weights @ _dot(t, g, step, gamma) + weights @ _dot(t[:, None], g[:, None], t, g) @ weights
+    return float(np.sqrt(max(square, 0.0) / own))
+
+
+def _dot(t, g, s, h):
+    """The integral of p_(t, g) p_(s, h) over time: (g+1)(h+1)/(g+h+1) (short/long)^(gamma of the long) / long."""
+    short, long = np.minimum(t, s), np.maximum(t, s)
+    return (g + 1) * (h + 1) / (g + h + 1) * (short / long) ** np.where(t < s, h, g) / long
+
+
+def combine(snapshots: Iterable[Any], weights) -> Any:
+    """sum_i weights[i] snapshots[i], leaf by leaf, summed in float64, in the dtypes of the snapshots; NumPy arrays.
+
+    `snapshots` may be a generator: they are taken one at a time. Leaves that are not floating are those of the last.
+    Raises ValueError unless there are as many as weights.
+    """
+    sums = None
+    for weight, tree in zip(weights, snapshots, strict=True):
+        leaves, structure = jax.tree.flatten(tree)
+        leaves = [np.asarray(leaf) for leaf in leaves]
+        floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+        if sums is None:
+            sums = [np.zeros(leaf.shape, np.float64) for leaf in leaves]
+        for sum, leaf, counts in zip(sums, leaves, floating, strict=True):
+            if counts:
+                sum += weight * leaf.astype(np.float64)
+    if sums is None:
+        raise ValueError("there are no snapshots to combine")
+    mixed = [sum.astype(a.dtype) if counts else a for sum, a, counts in zip(sums, leaves, floating, strict=True)]
+    return jax.tree.unflatten(structure, mixed)
+
+
+# ---------------------------------------------------------------- files
+
+
+class Snapshot(NamedTuple):
+    """An average on disk: the step it was taken at, its profile's relative width, its file."""
+
+    step: int
+    sigma_rel: float
+    path: Path
+
+    @property
+    def gamma(self) -> float:
+        """The exponent of its profile."""
+        return gamma_of(self.sigma_rel)
+
+
+def store(directory, step: int, averages: dict) -> list[Path]:
+    """Write the averages {sigma_rel: params} of `ema.power(sigma_rel)` after `step` steps; the files.
+
+    Under several processes all of them call this, and the first writes. An older file of the same name is replaced.
+    Raises ValueError for a step < 1 or a key that is no sigma_rel, OSError where the directory cannot be written.
+    """
+    if int(step) < 1:
+        raise ValueError(f"a snapshot is taken after a step, 1 or later; got {step}")
+    widths = {}
+    for key in averages:
+        try:
+            widths[key] = float(key)
+            gamma_of(widths[key])
+        except ValueError as error:
+            raise ValueError(f"averages are keyed by their sigma_rel, such as 0.05; got {key!r}") from error
+    paths = []
+    for key, params in averages.items():
+        paths.append(Path(directory) / f"{int(step)}-{widths[key]!r}.npz")
+        write_params(paths[-1], params, dict(step=int(step), sigma_rel=widths[key]))
+    return paths
+
+
+def snapshots(directory) -> list[Snapshot]:
+    """The snapshots in a directory, by step and width; none if there is no such directory.
+
+    Raises CheckpointError naming a file that has a snapshot's name, but of none that there can be, or one's twice.
+    """
+    directory, found = Path(directory), {}
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if match := NAME.fullmatch(path.name):
+            try:
+                snapshot = Snapshot(int(match[1]), float(match[2]), path)
+                snapshot.gamma  # noqa: B018  it raises
+            except ValueError as error:
+                raise CheckpointError(f"{path} is no snapshot: {error}; put it elsewhere") from error
+            if not snapshot.step:
+                raise CheckpointError(f"{path} is no snapshot: it is of step 0, expected 1 or more; put it elsewhere")
+            if other := found.get(snapshot[:2]):
+                raise CheckpointError(f"{path} and {other.path.name} are of one step and sigma_rel; put one elsewhere")
+            found[snapshot[:2]] = snapshot
+    return sorted(found.values())
+
+
+def load(snapshots: Iterable[Snapshot]) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of each snapshot in turn, {name: array}, as `combine` takes them.
+
+    Each file is compared with its name, with the checksums in it and with the model of the first. Raises
+    CheckpointError naming a file that is missing, damaged, renamed or of another model. Those of earlier versions
+    hold no record to compare with: a `CheckpointWarning` says so at the end.
+    """
+    first, shapes, old = None, None, []
+    for snapshot in snapshots:
+        arrays, record = _open(snapshot.path)
+        own = {name: array.shape for name, array in arrays.items()}
+        if first is None:
+            first, shapes = snapshot, own
+        elif difference := shape_difference(own, shapes):
+            raise CheckpointError(f"{snapshot.path} is of another model than {first.path.name}: {difference}")
+        if record is None:
+            old.append(snapshot)
+        yield arrays
+    if old:
+        _warn_unverified(f"{old[0].path} and {len(old) - 1} more are" if len(old) > 1 else f"{old[0].path} is")
+
+
+def write_params(path, params: Any, about: dict | None = None) -> None:
+    """Write a tree of arrays as .npz, whole or not at all, with a record of what they are and `about`, of JSON.
+
+    Under several processes all of them call this, and the first writes. Raises OSError naming the path if that fails.
+    """
+    arrays = {}
+    for name, leaf in _leaves(params):
+        whole = host(leaf)
+        if jax.process_index() == 0:
+            arrays[name] = np.float32(whole) if whole.dtype.kind == "V" else whole  # bfloat16 is not NumPy's
+    if jax.process_index():
+        return
+    record = np.frombuffer(json.dumps((about or {}) | _contents(arrays)).encode(), np.uint8)
+    # the record first: a bit flipped in the archive's list of members can hide those after it
+    arrays = {RECORD: record} | {f"ema/{name}": array for name, array in arrays.items()}
+    write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+
+def _contents(arrays: dict[str, np.ndarray]) -> dict:
+    """What a record says of arrays: a CRC-32 of each, and one of their names, shapes and dtypes, the model's."""
+    shapes = sorted((name, array.shape, array.dtype.name) for name, array in arrays.items())
+    sums = {name: zlib.crc32(array.tobytes()) for name, array in arrays.items()}
+    return dict(crc32=sums, model=zlib.crc32(json.dumps(shapes).encode()))
+
+
+def read(path) -> dict[str, np.ndarray]:
+    """{name: array} of a file of `store` or `write_params`.
+
+    Raises CheckpointError if it is missing, damaged or renamed. A snapshot of an earlier version holds no record to
+    compare with: a `CheckpointWarning` says so.
+    """
+    arrays, record = _open(Path(path))
+    if record is None and NAME.fullmatch(Path(path).name):
+        _warn_unverified(f"{path} is")
+    return arrays
+
+
+def _open(path: Path) -> tuple[dict[str, np.ndarray], dict | None]:
+    """(arrays, record) of a file, the record None in those of earlier versions; they are compared."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no {path}")
+    try:
+        arrays = foreign.read_npz(path)
+        record = arrays.pop(RECORD, None)
+        odd = [name for name in arrays if not name.startswith("ema/")]
+        if odd:
+            raise ValueError(f"{odd[0]} is not of the model")
+        arrays = {name.removeprefix("ema/"): array for name, array in arrays.items()}
+        if record is None:
+            return arrays, None
+        record = foreign.parse_json(record.tobytes())
+        if not isinstance(record, dict):
+            raise ValueError("its record is none")
+        for what, found in _contents(arrays).items():
+            if record.get(what) != found:
+                raise ValueError("its arrays do not match their checksums")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({foreign.one_line(error)})") from error
+    match = NAME.fullmatch(path.name)
+    step, sigma_rel = record.get("step"), record.get("sigma_rel")
+    if match and step is not None and (step, sigma_rel) != (int(match[1]), float(match[2])):
+        raise CheckpointError(f"{path} holds the average of step {step} and sigma_rel {sigma_rel}: it was renamed")
+    return arrays, record
+
+
+def _warn_unverified(which: str) -> None:
+    text = f"{which} unverified: written by an earlier version, without a record of checksums, step and sigma_rel"
+    warnings.warn(text, CheckpointWarning, stacklevel=3)
+
+
+def load_params(path, like: Any) -> Any:
+    """The tree in a file of `store` or `write_params`, in the structure, shapes and dtypes of `like`; NumPy arrays.
+
+    Raises CheckpointError if the file is missing, damaged or of another model.
+    """
+    arrays = read(path)
+    names = {name: leaf for name, leaf in _leaves(like)}
+    shapes = {name: tuple(leaf.shape) for name, leaf in names.items()}
+    if difference := shape_difference({name: array.shape for name, array in arrays.items()}, shapes):
+        raise CheckpointError(f"{path} is of another model: {difference}")
+    leaves = [arrays[name].astype(leaf.dtype, copy=False) for name, leaf in names.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _leaves(tree):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]

@@ -1,0 +1,183 @@
+"""The lattice of equivalences: methods that are one another under some setting, in float64."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import SCHEDULES, Diagonal, jitted_sample, one_of
+
+import jdiff
+from jdiff import solvers
+from jdiff.core.arrays import each, fold, normal, noun, part
+from jdiff.process.forward import rates
+
+KEY = jax.random.key(5)
+N = 9
+
+
+@noun
+class Bent:
+    """A denoiser that is not affine: every method sees its curvature."""
+
+    schedule: jdiff.schedules.Schedule
+
+    def __call__(self, x, t):
+        alpha, sigma = rates(self.schedule, t, x)
+        return jnp.tanh(alpha * x / (alpha**2 * 0.3 + sigma**2))
+
+    def predict(self, x, t):
+        x0 = self(x, t)
+        return jdiff.Prediction(x0, jdiff.eps_from(self.schedule, x0, x, t))
+
+
+def trajectory(solver, schedule, key=KEY, n=N):
+    """The end (B, 2) and all states (n - 1, B, 2), on an uneven grid."""
+    times, x = start(schedule, n)
+    return jitted_sample()(solver, Bent(schedule), schedule, x, times, key, path=True, checkpoint=False)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def start(schedule, n):
+    times = jdiff.grid.log_snr(schedule, n, t_max=0.9)
+    times = times.at[n // 2].set(0.5 * (times[n // 2] + times[n // 2 - 1]))
+    return times, jdiff.prior(schedule, jax.random.key(1), (3, 2), 0.9, dtype=jnp.float64)
+
+
+@noun
+class OwnKey:
+    """`base` with the keys that a composed solver hands to the first of its parts."""
+
+    base: object
+    stochastic = True
+
+    def plan(self, *args):
+        return self.base.plan(*args)
+
+    def init(self, x):
+        return self.base.init(x)
+
+    def step(self, denoise, schedule, x, now, state, key):
+        return self.base.step(denoise, schedule, x, now, state, part(key, now.t, now.s, 0))
+
+
+REFERENCES = {
+    "euler": solvers.Euler(),
+    "ddpm": solvers.DDPM(),
+    "ddpm, keys of a part": OwnKey(solvers.DDPM()),
+    "2m": solvers.DPMpp2M(),
+    "3m": solvers.DPMpp3M(),
+    "2s": solvers.DPMpp2S(),
+    "dpm 2": solvers.DPMSolver(2),
+    "ab 2": solvers.ExponentialAB(2),
+    "ab 3": solvers.ExponentialAB(3),
+    "heun": solvers.Heun(),
+    "dpm2": solvers.DPM2(),
+    "unipc 3": solvers.UniPC(3).replace(few=0, two_nodes=None),
+    "unipc 2 bh1": solvers.UniPC(2, "bh1"),
+}
+SAME = {
+    "euler": {
+        "ddim 0": solvers.DDIM(0.0),
+        "ddim of gradient estimation": solvers.GradientEstimation(1.0),
+        "ab 1": solvers.ExponentialAB(1),
+        "ab 1 eps": solvers.ExponentialAB(1, "eps"),
+        "dpm 1": solvers.DPMSolver(1),
+        "dpm m 1": solvers.DPMSolverM(1),
+        "lms 1": solvers.LMS(1),
+        "deis 1": solvers.DEIS(1),
+        "ipndm 1": solvers.IPNDM(1),
+        "unip 1": solvers.UniPC(1).replace(corrector=0),
+        "sa 1": solvers.SASolver(1, 0, 0.0),
+        "ancestral 0": solvers.Ancestral(solvers.Euler(), 0.0),
+        "churn 0": solvers.Churn(solvers.Euler(), 0.0),
+        "predictor-corrector": solvers.PredictorCorrector(solvers.Euler(), solvers.Langevin(0.0)),
+    },
+    "ddpm": {"ddim 1": solvers.DDIM(1.0)},
+    "ddpm, keys of a part": {
+        "predictor-corrector": solvers.PredictorCorrector(solvers.DDPM(), solvers.Langevin(0.0, 2)),
+    },
+    "2m": {"2m sde 0": solvers.DPMpp2MSDE(0.0)},
+    "3m": {"3m sde 0": solvers.DPMpp3MSDE(0.0)},
+    "2s": {"sde 0": solvers.DPMppSDE(0.0), "ancestral 0": solvers.DPMpp2SAncestral(0.0)},
+    "dpm 2": {"ancestral 0": solvers.DPM2Ancestral(0.0)},
+    "ab 2": {"sa 2": solvers.SASolver(2, 0, 0.0).replace(few=0)},
+    "ab 3": {"sa 3": solvers.SASolver(3, 0, 0.0).replace(few=0)},
+    "unipc 3": {"sa 3": solvers.SASolver(3, 3, 0.0).replace(few=0)},
+    "unipc 2 bh1": {"sa 2": solvers.SASolver(2, 2, 0.0, "bh1")},
+    "heun": {
+        "edm stochastic 0": solvers.EDMStochastic(0.0),
+        "ancestral 0": solvers.Ancestral(solvers.Heun(), 0.0),
+        "restart elsewhere": solvers.Restart(solvers.Heun(), 1e-6, 2e-6),
+        "predictor-corrector": solvers.PredictorCorrector(solvers.Heun(), solvers.Langevin(0.0)),
+    },
+}
+PAIRS = [(a, b) for a, others in SAME.items() for b in others]
+
+
+@pytest.mark.parametrize("reference,other", PAIRS)
+def test_same(reference, other):
+    """On every schedule, states and end agree to rounding."""
+    with jax.enable_x64(True):
+        for schedule in SCHEDULES:
+            a, b = (trajectory(solver, one_of(schedule)) for solver in (REFERENCES[reference], SAME[reference][other]))
+            chex.assert_trees_all_close(b, a, rtol=1e-9, atol=1e-9, custom_message=schedule)
+
+
+@pytest.mark.slow
+def test_a_corrector_may_be_of_higher_order_than_its_predictor():
+    """SASolver(1, corrector=2) corrects with the new prediction and two old ones, not with one."""
+    schedule = jdiff.VP()
+    times = jdiff.grid.log_snr(schedule, 20)
+    pulls = [solvers.SASolver(1, corrector, 0.0).plan(schedule, times, 20).pulls for corrector in (1, 2)]
+    assert pulls[0].shape[1] == 1 and pulls[1].shape[1] == 2
+    assert (abs(pulls[1][3:, 1]) > 0).all()
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "2m", "ab 3", "dpm2"])
+def test_vp_is_ve_rescaled(solver):
+    """x / alpha of VP is x of VE on one grid of log-SNR, with one network of (x / alpha, sigma / alpha)."""
+    with jax.enable_x64(True):
+        log_snr = jnp.linspace(-6.0, 6.0, N)
+        x, ends = jdiff.core.arrays.normal(KEY, (3, 2), jnp.float64), []
+        for name in ("vp", "ve"):
+            schedule = one_of(name)
+            times = jax.jit(jdiff.time_of)(schedule, log_snr)
+            alpha = SCHEDULES[name].alpha(times)
+            x0, xs = jitted_sample()(
+                REFERENCES[solver], Bent(schedule), schedule, alpha[0] * x, times, KEY, path=True, checkpoint=False
+            )
+            ends.append((x0, xs / alpha[1:, None, None]))
+        chex.assert_trees_all_close(*ends, rtol=1e-8, atol=1e-8)
+
+
+def test_edm_stochastic_is_algorithm_2():
+    """Against the paper's pseudocode in NumPy, line by line, with the same noise.  arXiv:2206.00364, algorithm 2."""
+    churn, s_min, s_max, s_noise = 15.0, 0.1, 10.0, 1.007
+    with jax.enable_x64(True):
+        schedule = jdiff.EDM()
+        denoise = Diagonal(schedule)
+        times = jnp.linspace(1.0, 0.0, 18)
+        sigmas = np.append(np.asarray(schedule.sigma(times)), 0.0)
+        x = start = np.asarray(normal(jax.random.key(2), (3, 2), jnp.float64)) * 80.0
+
+        def D(x, sigma):
+            return denoise.m + denoise.c / (denoise.c + sigma**2) * (x - denoise.m)
+
+        for i in range(18):
+            t, t_next = sigmas[i], sigmas[i + 1]
+            gamma = min(churn / 18, 2**0.5 - 1) if s_min <= t <= s_max else 0.0
+            eps = s_noise * np.asarray(normal(fold(each(KEY, 3), i), (3, 2), jnp.float64))
+            t_hat = t + gamma * t
+            x_hat = x + np.sqrt(t_hat**2 - t**2) * eps
+            d = (x_hat - D(x_hat, t_hat)) / t_hat
+            x = x_hat + (t_next - t_hat) * d
+            if t_next != 0:
+                d_next = (x - D(x, t_next)) / t_next
+                x = x_hat + (t_next - t_hat) * (0.5 * d + 0.5 * d_next)
+        got = jitted_sample()(
+            solvers.EDMStochastic(churn, s_min, s_max, s_noise), denoise, schedule, jnp.asarray(start), times, KEY
+        )
+        np.testing.assert_allclose(got, x, rtol=1e-9, atol=1e-10)
