@@ -22,7 +22,7 @@ from scipy.integrate import solve_ivp
 import jdiff
 from jdiff import config as configs
 from jdiff import solvers
-from jdiff.core.arrays import noun
+from jdiff.core.pytrees import noun
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "parity"))
 from checkout import find  # noqa: E402

@@ -5,8 +5,8 @@ becomes `denoise(x_t, t) -> E[x_0 | x_t]`; a solver steps from t to s < t; `samp
 """
 
 from jdiff import convert, guidance, losses, models, solvers, train
-from jdiff.core.arrays import BatchKey
 from jdiff.core.brownian import BrownianTree
+from jdiff.core.keys import BatchKey
 from jdiff.denoisers import conditioning, denoiser, targets
 from jdiff.losses import coupling, levels, weights
 from jdiff.models import create_model, list_models, register_model

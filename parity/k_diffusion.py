@@ -19,7 +19,8 @@ from checkout import find
 import jdiff
 from jdiff import config as configs
 from jdiff import solvers
-from jdiff.core.arrays import each, fold, normal, noun
+from jdiff.core.keys import each, fold, normal
+from jdiff.core.pytrees import noun
 
 TOLERANCE = 1e-5
 SCHEDULE = jdiff.EDM()

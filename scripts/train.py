@@ -34,7 +34,7 @@ import jdiff
 from jdiff import config as configs
 from jdiff import parallel, runs
 from jdiff.core import files
-from jdiff.core.arrays import joint, split
+from jdiff.core.keys import joint, split
 from jdiff.data import DataError, augment, flip, prefetch
 from jdiff.denoisers.conditioning import drop_labels
 from jdiff.losses.levels import LossAware

@@ -9,7 +9,8 @@ import numpy as np
 from jax import lax
 
 import jdiff
-from jdiff.core.arrays import as_time, noun
+from jdiff.core.arrays import as_time
+from jdiff.core.pytrees import noun
 from jdiff.process.forward import rates
 
 SCHEDULES = {

@@ -26,7 +26,7 @@ import numpy as np
 
 from jdiff import losses, solvers
 from jdiff.core import foreign
-from jdiff.core.arrays import LARGEST
+from jdiff.core.checks import LARGEST
 from jdiff.core.names import did_you_mean
 from jdiff.data import DATASETS, DataError
 from jdiff.denoisers import conditioning, targets

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core.arrays import Array, as_time, each, fold, noun, static, vary_as, wide_dtype
+from jdiff.core.arrays import Array, as_time, wide_dtype
+from jdiff.core.keys import each, fold
+from jdiff.core.pytrees import noun, static, vary_as
 
 
 @noun

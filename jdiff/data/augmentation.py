@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.core.arrays import Array, each
+from jdiff.core.arrays import Array
+from jdiff.core.keys import each
 
 LABELS = 9
 

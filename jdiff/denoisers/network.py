@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, Denoise, check_floating, check_same_shape, noun, per_sample, static
+from jdiff.core.arrays import Array, Denoise
+from jdiff.core.checks import check_floating, check_same_shape
+from jdiff.core.pytrees import noun, per_sample, static
 from jdiff.denoisers.conditioning import LogSNR
 from jdiff.denoisers.targets import Target, solve
 from jdiff.process.forward import Prediction

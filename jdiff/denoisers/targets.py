@@ -8,18 +8,9 @@ from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 
-from jdiff.core.arrays import (
-    SMALLEST,
-    Array,
-    Number,
-    as_time,
-    check_floating,
-    check_range,
-    check_same_shape,
-    check_time,
-    expand,
-    noun,
-)
+from jdiff.core.arrays import Array, Number, as_time, expand
+from jdiff.core.checks import SMALLEST, check_floating, check_range, check_same_shape, check_time
+from jdiff.core.pytrees import noun
 from jdiff.process.schedules import Schedule
 from jdiff.process.sde import derivative
 

@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, Denoise, as_time, check_time, expand, noun, number, per_sample
+from jdiff.core.arrays import Array, Denoise, as_time, expand
+from jdiff.core.checks import check_time
+from jdiff.core.pytrees import noun, number, per_sample
 from jdiff.process.forward import Prediction
 
 

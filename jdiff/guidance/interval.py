@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core.arrays import Array, Denoise, Number, as_time, check_time, expand, noun
+from jdiff.core.arrays import Array, Denoise, Number, as_time, expand
+from jdiff.core.checks import check_time
+from jdiff.core.pytrees import noun
 from jdiff.process.forward import Prediction, predict
 from jdiff.process.schedules import Schedule
 

@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, Denoise, Number, concrete, expand, noun, safe_divide
+from jdiff.core.arrays import Array, Denoise, Number, expand, safe_divide
+from jdiff.core.pytrees import concrete, noun
 from jdiff.process.forward import Prediction, predict, rates
 from jdiff.process.schedules import Schedule
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jdiff.core.arrays import Array, expand, fold, normal, noun, static, varying
+from jdiff.core.arrays import Array, expand
+from jdiff.core.keys import fold, normal
+from jdiff.core.pytrees import noun, static, varying
 
 
 @noun

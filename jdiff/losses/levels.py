@@ -10,21 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jdiff.core.arrays import (
-    LARGEST,
-    Array,
-    BatchKey,
-    Number,
-    as_key,
-    check_count,
-    check_range,
-    concrete,
-    each,
-    noun,
-    positions,
-    safe_divide,
-    static,
-)
+from jdiff.core.arrays import Array, Number, safe_divide
+from jdiff.core.checks import LARGEST, check_count, check_range
+from jdiff.core.keys import BatchKey, as_key, each, positions
+from jdiff.core.pytrees import concrete, noun, static
 from jdiff.process.schedules import Schedule, time_of
 
 

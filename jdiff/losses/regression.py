@@ -12,18 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jdiff.core.arrays import (
-    Array,
-    Number,
-    check_floating,
-    check_same_shape,
-    concrete,
-    each,
-    expand,
-    normal,
-    split,
-    wide,
-)
+from jdiff.core.arrays import Array, Number, expand, wide
+from jdiff.core.checks import check_floating, check_same_shape
+from jdiff.core.keys import each, normal, split
+from jdiff.core.pytrees import concrete
 from jdiff.denoisers.conditioning import LogSNR
 from jdiff.denoisers.network import run_network, split_variance
 from jdiff.denoisers.targets import Target, aim, solve

@@ -9,7 +9,8 @@ import math
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 
-from jdiff.core.arrays import Array, Denoise, Number, as_time, check_floating, check_same_shape, expand, safe_log, wide
+from jdiff.core.arrays import Array, Denoise, Number, as_time, expand, safe_log, wide
+from jdiff.core.checks import check_floating, check_same_shape
 from jdiff.process.forward import Prediction, fresh_noise, predict
 from jdiff.process.schedules import Discrete, Schedule, log_snr
 

@@ -10,7 +10,9 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from jdiff.core.arrays import SMALLEST, Array, Number, as_time, check_range, noun, safe_log
+from jdiff.core.arrays import Array, Number, as_time, safe_log
+from jdiff.core.checks import SMALLEST, check_range
+from jdiff.core.pytrees import noun
 from jdiff.denoisers.targets import Target
 from jdiff.process.schedules import Schedule, log_snr
 from jdiff.process.sde import derivative

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jdiff.core.arrays import as_key
+from jdiff.core.keys import as_key
 from jdiff.models import ResNet
 from jdiff.train import optim, posthoc
 from jdiff.train.step import init_state, make_train_loop, make_train_step

@@ -4,17 +4,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jdiff.core.arrays import (
-    Array,
-    as_time,
-    check_floating,
-    check_same_shape,
-    check_time,
-    expand,
-    normal,
-    safe_divide,
-    safe_sqrt,
-)
+from jdiff.core.arrays import Array, as_time, expand, safe_divide, safe_sqrt
+from jdiff.core.checks import check_floating, check_same_shape, check_time
+from jdiff.core.keys import normal
 from jdiff.process.schedules import Schedule, log_snr
 
 

@@ -13,7 +13,8 @@ import optax
 from jax import lax
 from jax.scipy.special import betainc, betaln
 
-from jdiff.core.arrays import Array, as_time, concrete, vary_as
+from jdiff.core.arrays import Array, as_time
+from jdiff.core.pytrees import concrete, vary_as
 from jdiff.process.schedules import Discrete, Schedule, last_time, time_of
 from jdiff.process.schedules import log_snr as log_snr_of
 

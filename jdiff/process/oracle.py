@@ -9,7 +9,10 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 from jax.scipy.special import logsumexp
 
-from jdiff.core.arrays import Array, as_time, check_floating, check_time, each, noun
+from jdiff.core.arrays import Array, as_time
+from jdiff.core.checks import check_floating, check_time
+from jdiff.core.keys import each
+from jdiff.core.pytrees import noun
 from jdiff.process.forward import Prediction, eps_from
 from jdiff.process.schedules import Schedule
 

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jdiff.core.arrays import LARGEST, Array, Number, as_time, check_range, concrete, noun, safe_log, vary_as
+from jdiff.core.arrays import Array, Number, as_time, safe_log
+from jdiff.core.checks import LARGEST, check_range
+from jdiff.core.pytrees import concrete, noun, vary_as
 
 
 class Schedule(Protocol):

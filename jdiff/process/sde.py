@@ -9,7 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, Denoise, as_time, check_time, expand, safe_log
+from jdiff.core.arrays import Array, Denoise, as_time, expand, safe_log
+from jdiff.core.checks import check_time
 from jdiff.process.forward import predict, rates
 from jdiff.process.schedules import Schedule, log_snr
 

@@ -5,7 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, Denoise, as_time, check_floating, concrete, each, expand, row_axes, varying
+from jdiff.core.arrays import Array, Denoise, as_time, expand
+from jdiff.core.checks import check_floating
+from jdiff.core.keys import each
+from jdiff.core.pytrees import concrete, row_axes, varying
 from jdiff.process.forward import predict
 from jdiff.process.schedules import Discrete, Schedule, log_snr, time_of
 from jdiff.process.sde import derivative

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core.arrays import Array, Denoise, concrete, number, vary_as
+from jdiff.core.arrays import Array, Denoise
 from jdiff.core.brownian import of_step, per_sample
+from jdiff.core.pytrees import concrete, number, vary_as
 from jdiff.process.grid import check_times
 from jdiff.process.schedules import Schedule
 from jdiff.solvers.base import Now, Solver

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core.arrays import Array, Denoise, expand, noun, vary_as
+from jdiff.core.arrays import Array, Denoise, expand
 from jdiff.core.brownian import of_step, per_sample
+from jdiff.core.pytrees import noun, vary_as
 from jdiff.process.forward import Prediction, fresh_noise, predict
 from jdiff.process.grid import check_times
 from jdiff.process.schedules import Schedule

@@ -2,7 +2,9 @@
 
 import jax.numpy as jnp
 
-from jdiff.core.arrays import LARGEST, Number, check_range, expand, noun
+from jdiff.core.arrays import Number, expand
+from jdiff.core.checks import LARGEST, check_range
+from jdiff.core.pytrees import noun
 from jdiff.process.forward import predict
 from jdiff.solvers import stages
 from jdiff.solvers.base import Mix, check_order, mix, steps_before

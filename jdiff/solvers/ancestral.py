@@ -2,7 +2,9 @@
 
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Number, expand, normal, noun, safe_sqrt
+from jdiff.core.arrays import Number, expand, safe_sqrt
+from jdiff.core.keys import normal
+from jdiff.core.pytrees import noun
 from jdiff.process.forward import fresh_noise
 from jdiff.process.schedules import time_at
 from jdiff.solvers.base import check_at_least, is_positive

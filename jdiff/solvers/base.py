@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jdiff.core.arrays import Array, Denoise, check_range, concrete, expand, normal
+from jdiff.core.arrays import Array, Denoise, expand
+from jdiff.core.checks import check_range
+from jdiff.core.keys import normal
+from jdiff.core.pytrees import concrete
 from jdiff.process.forward import Prediction
 from jdiff.process.schedules import Schedule
 

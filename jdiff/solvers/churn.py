@@ -2,7 +2,9 @@
 
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Number, check_range, expand, noun, safe_sqrt
+from jdiff.core.arrays import Number, expand, safe_sqrt
+from jdiff.core.checks import check_range
+from jdiff.core.pytrees import noun
 from jdiff.process.schedules import last_time, time_at
 from jdiff.solvers.ancestral import check_base, scaled_noise
 from jdiff.solvers.base import check_at_least, is_positive, nearly_noise

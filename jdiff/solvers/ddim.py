@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.core.arrays import Number, concrete, expand, noun, safe_divide, safe_sqrt, static
+from jdiff.core.arrays import Number, expand, safe_divide, safe_sqrt
+from jdiff.core.pytrees import concrete, noun, static
 from jdiff.process.forward import fresh_noise, predict
 from jdiff.solvers.base import Mix, check_at_least, mix
 

@@ -3,7 +3,9 @@
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core.arrays import Number, expand, fold, normal, noun, part, static
+from jdiff.core.arrays import Number, expand
+from jdiff.core.keys import fold, normal, part
+from jdiff.core.pytrees import noun, static
 from jdiff.process.forward import predict
 from jdiff.solvers.base import check_at_least, check_order, nearly_noise
 

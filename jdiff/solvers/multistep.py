@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core.arrays import Array, Number, expand, noun, safe_sqrt, static
+from jdiff.core.arrays import Array, Number, expand, safe_sqrt
+from jdiff.core.pytrees import noun, static
 from jdiff.process.forward import predict
 from jdiff.solvers import polynomial, stages
 from jdiff.solvers.base import Mix, check_at_least, check_order, is_positive, mix, nearly_noise, steps_before

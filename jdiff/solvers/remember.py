@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
-from jdiff.core.arrays import Denoise, noun
+from jdiff.core.arrays import Denoise
+from jdiff.core.pytrees import noun
 from jdiff.denoisers.network import remember
 from jdiff.process.forward import predict
 

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core.arrays import Number, expand, fold, normal, noun, part, safe_sqrt, static
+from jdiff.core.arrays import Number, expand, safe_sqrt
+from jdiff.core.keys import fold, normal, part
+from jdiff.core.pytrees import noun, static
 from jdiff.process.schedules import time_at
 from jdiff.solvers.base import Now, check_at_least, check_order
 from jdiff.solvers.runge_kutta import Heun

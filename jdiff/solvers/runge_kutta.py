@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, expand, noun, static
+from jdiff.core.arrays import Array, expand
+from jdiff.core.pytrees import noun, static
 from jdiff.process.forward import predict
 from jdiff.process.schedules import time_at
 from jdiff.solvers.base import Mix, mix, nearly_noise

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, Number, expand, normal, noun, part, safe_sqrt, static
+from jdiff.core.arrays import Array, Number, expand, safe_sqrt
+from jdiff.core.keys import normal, part
+from jdiff.core.pytrees import noun, static
 from jdiff.process.forward import Prediction, predict
 from jdiff.solvers import polynomial
 from jdiff.solvers.base import Mix, check_at_least, check_order, is_positive, mix, nearly_noise

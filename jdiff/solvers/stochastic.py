@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Number, noun, safe_sqrt
+from jdiff.core.arrays import Number, safe_sqrt
+from jdiff.core.pytrees import noun
 from jdiff.process import sde
 from jdiff.process.forward import predict
 from jdiff.solvers.base import Mix, check_at_least, is_positive, mix, nearly_noise

@@ -9,7 +9,8 @@ import optax
 from flax import struct
 from jax import lax
 
-from jdiff.core.arrays import Array, BatchKey, fold, wide
+from jdiff.core.arrays import Array, wide
+from jdiff.core.keys import BatchKey, fold
 from jdiff.train.ema import constant, update
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import jdiff
 from jdiff import data, losses, parallel, runs, train
-from jdiff.core.arrays import split
+from jdiff.core.keys import split
 from jdiff.denoisers.conditioning import drop_labels
 from jdiff.train import checkpoint
 

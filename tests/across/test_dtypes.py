@@ -12,7 +12,7 @@ from scipy import stats
 
 import jdiff
 from jdiff import losses, solvers, targets
-from jdiff.core import arrays
+from jdiff.core.keys import normal
 
 SCHEDULE = jdiff.VP()
 IMAGES = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
@@ -79,16 +79,14 @@ def test_verbs_take_floats():
 def test_half_precision_noise_is_that_of_float32(dtype):
     """Drawn in float32 and rounded: the same numbers, with the moments and the tails of a normal law."""
     key, shape = jax.random.key(0), (1000, 200)
-    half, single = (jax.jit(functools.partial(arrays.normal, shape=shape, dtype=d))(key) for d in (dtype, jnp.float32))
+    half, single = (jax.jit(functools.partial(normal, shape=shape, dtype=d))(key) for d in (dtype, jnp.float32))
     chex.assert_trees_all_equal(half, single.astype(dtype), strict=True)
     z = np.asarray(half, np.float64).ravel()
     assert abs(z.mean()) < 5 / np.sqrt(z.size) and abs(z.std() - 1) < 5 / np.sqrt(2 * z.size)
     beyond = (np.abs(z) > 3).mean() / (2 * stats.norm.sf(3))
     assert 0.8 < beyond < 1.2
     tree = jdiff.BrownianTree(key).rows(4).over(0, 0.7, 0.3)
-    chex.assert_trees_all_equal(
-        arrays.normal(tree, (4, 2), dtype), arrays.normal(tree, (4, 2)).astype(dtype), strict=True
-    )
+    chex.assert_trees_all_equal(normal(tree, (4, 2), dtype), normal(tree, (4, 2)).astype(dtype), strict=True)
 
 
 def test_half_precision_samples_follow_float32():

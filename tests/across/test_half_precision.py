@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jdiff
 from jdiff import ema, losses, optim, parallel, train
-from jdiff.core.arrays import normal
+from jdiff.core.keys import normal
 from jdiff.train import checkpoint
 
 KEY = jax.random.key(0)

@@ -11,7 +11,8 @@ from helpers import SCHEDULES, Diagonal, jitted_sample, one_of
 
 import jdiff
 from jdiff import solvers
-from jdiff.core.arrays import each, fold, normal, noun, part
+from jdiff.core.keys import each, fold, normal, part
+from jdiff.core.pytrees import noun
 from jdiff.process.forward import rates
 
 KEY = jax.random.key(5)
@@ -141,7 +142,7 @@ def test_vp_is_ve_rescaled(solver):
     """x / alpha of VP is x of VE on one grid of log-SNR, with one network of (x / alpha, sigma / alpha)."""
     with jax.enable_x64(True):
         log_snr = jnp.linspace(-6.0, 6.0, N)
-        x, ends = jdiff.core.arrays.normal(KEY, (3, 2), jnp.float64), []
+        x, ends = jdiff.core.keys.normal(KEY, (3, 2), jnp.float64), []
         for name in ("vp", "ve"):
             schedule = one_of(name)
             times = jax.jit(jdiff.time_of)(schedule, log_snr)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import jdiff
 from jdiff import parallel
 from jdiff.config import SOLVERS
-from jdiff.core.arrays import noun
+from jdiff.core.pytrees import noun
 from jdiff.solvers import DDIM, DDPM, DPMpp2M, DPMpp3M, GradientEstimation, Heun, Remember
 
 SCHEDULE = jdiff.Flow()

@@ -7,20 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiff.core import arrays
-from jdiff.core.arrays import (
-    BatchKey,
-    each,
-    expand,
-    fold,
-    normal,
-    noun,
-    safe_divide,
-    safe_log,
-    safe_sqrt,
-    split,
-    static,
-)
+from jdiff.core.arrays import as_time, expand, safe_divide, safe_log, safe_sqrt
+from jdiff.core.checks import check_same_shape, check_time
+from jdiff.core.keys import BatchKey, each, fold, normal, positions, split
+from jdiff.core.pytrees import concrete, noun, static
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +29,7 @@ class Line:
         return self.slope * x**self.power + self.offset
 
     def check(self):
-        if arrays.concrete(self.slope) and np.any(np.asarray(self.slope) == 13):
+        if concrete(self.slope) and np.any(np.asarray(self.slope) == 13):
             raise ValueError("unlucky slope")
 
 
@@ -100,9 +90,9 @@ def test_nouns_under_grad_and_vmap():
 
 
 def test_concrete():
-    assert arrays.concrete(1.0, jnp.ones(2), Line(), None)
+    assert concrete(1.0, jnp.ones(2), Line(), None)
     seen = []
-    jax.jit(lambda x: seen.append(arrays.concrete(1.0, Line(x))) or x)(1.0)
+    jax.jit(lambda x: seen.append(concrete(1.0, Line(x))) or x)(1.0)
     assert seen == [False]
 
 
@@ -114,32 +104,32 @@ def test_concrete():
     [(jnp.bfloat16, jnp.float32), (jnp.float16, jnp.float32), (jnp.float32, jnp.float32), (jnp.int32, jnp.float32)],
 )
 def test_times_are_at_least_float32(given, expected):
-    t = arrays.as_time(jnp.ones(3, given))
+    t = as_time(jnp.ones(3, given))
     assert t.dtype == expected and (t == 1).all()
-    assert arrays.as_time(0.25).dtype == jnp.float32
+    assert as_time(0.25).dtype == jnp.float32
 
 
 def test_times_stay_float64():
     with jax.enable_x64(True):
-        assert arrays.as_time(np.float64(0.1)).dtype == jnp.float64
-        assert arrays.as_time(np.float32(0.5)).dtype == jnp.float32
-        assert arrays.as_time(1).dtype == jnp.float64
+        assert as_time(np.float64(0.1)).dtype == jnp.float64
+        assert as_time(np.float32(0.5)).dtype == jnp.float32
+        assert as_time(1).dtype == jnp.float64
 
 
 @pytest.mark.parametrize("shape", [(2,), (1,), (3, 1), (4, 4)])
 def test_check_time_raises_on_other_shapes(shape):
     with pytest.raises(ValueError, match=r"expected \(\) or \(3,\)"):
-        arrays.check_time(jnp.ones(shape), jnp.ones((3, 4)))
+        check_time(jnp.ones(shape), jnp.ones((3, 4)))
 
 
 def test_check_time_accepts_one_or_one_per_row():
-    arrays.check_time(0.5, jnp.ones((3, 4)))
-    arrays.check_time(jnp.ones(3), jnp.ones((3, 4)))
+    check_time(0.5, jnp.ones((3, 4)))
+    check_time(jnp.ones(3), jnp.ones((3, 4)))
 
 
 def test_check_same_shape_names_both():
     with pytest.raises(ValueError, match=r"eps has shape \(3,\) but x0 has \(3, 1\)"):
-        arrays.check_same_shape("eps", jnp.ones(3), "x0", jnp.ones((3, 1)))
+        check_same_shape("eps", jnp.ones(3), "x0", jnp.ones((3, 1)))
 
 
 def test_expand_scales_rows_in_the_dtype_of_x():
@@ -203,7 +193,7 @@ def test_a_slice_of_the_global_batch_draws_its_own_rows(start, n):
     np.testing.assert_array_equal(normal(BatchKey(key, start, 64), (n, 3)), whole[start : start + n])
     traced = jax.jit(lambda start: normal(BatchKey(key, start, 64), (n, 3)))(start)
     np.testing.assert_array_equal(traced, whole[start : start + n])
-    index, size = arrays.positions(BatchKey(key, start, 64), n)
+    index, size = positions(BatchKey(key, start, 64), n)
     assert size == 64 and index.tolist() == list(range(start, start + n))
 
 

@@ -12,8 +12,9 @@ from scipy import stats
 
 import jdiff
 from jdiff import grid, solvers
-from jdiff.core import arrays
 from jdiff.core import brownian as noise
+from jdiff.core import keys as core_keys
+from jdiff.core.keys import BatchKey, fold, normal
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "tol"))
@@ -22,7 +23,7 @@ def increments(key, times, shape, tol=2.0**-24):
     tree = noise.per_sample(jdiff.BrownianTree(key, tol), shape[0])
 
     def one(i, t, s):
-        return arrays.normal(noise.of_step(tree, i, t, s), shape, jnp.float32) * jnp.sqrt(t - s)
+        return normal(noise.of_step(tree, i, t, s), shape, jnp.float32) * jnp.sqrt(t - s)
 
     return jax.vmap(one)(jnp.arange(len(times) - 1), times[:-1], times[1:])
 
@@ -56,17 +57,15 @@ def test_increments_add_up():
 def test_a_part_is_a_stretch_of_the_step():
     tree = noise.per_sample(jdiff.BrownianTree(jax.random.key(3)), 4)
     step = noise.of_step(tree, 0, 0.8, 0.4)
-    halves = [arrays.normal(arrays.part(step, *ends, j), (4, 3)) for j, ends in enumerate([(0.8, 0.5), (0.5, 0.4)])]
-    whole = arrays.normal(step, (4, 3))
+    halves = [normal(core_keys.part(step, *ends, j), (4, 3)) for j, ends in enumerate([(0.8, 0.5), (0.5, 0.4)])]
+    whole = normal(step, (4, 3))
     total = np.sqrt(0.3) * halves[0] + np.sqrt(0.1) * halves[1]
     np.testing.assert_allclose(np.sqrt(0.4) * whole, total, atol=1e-6)
     keys = jax.random.split(jax.random.key(4), 4)
-    assert (arrays.part(keys, 0.8, 0.5, 1) == arrays.fold(keys, 1)).all()
-    plain = arrays.fold(step, 1)
+    assert (core_keys.part(keys, 0.8, 0.5, 1) == fold(keys, 1)).all()
+    plain = fold(step, 1)
     assert plain.shape == (4,) and jnp.issubdtype(plain.dtype, jax.dtypes.prng_key)
-    assert (
-        abs(np.corrcoef(arrays.normal(plain, (4, 3000)).ravel(), arrays.normal(step, (4, 3000)).ravel())[0, 1]) < 0.05
-    )
+    assert abs(np.corrcoef(normal(plain, (4, 3000)).ravel(), normal(step, (4, 3000)).ravel())[0, 1]) < 0.05
 
 
 def test_beyond_the_path_noise_is_fresh():
@@ -74,7 +73,7 @@ def test_beyond_the_path_noise_is_fresh():
     tree = noise.per_sample(jdiff.BrownianTree(jax.random.key(5)), 8)
     draws = []
     for i, (t, s) in enumerate([(1.5, 0.9), (1.5, 0.9), (0.3, 0.8), (0.8, 0.3)]):
-        draws.append(np.asarray(arrays.normal(noise.of_step(tree, i, t, s), (8, 2000))).ravel())
+        draws.append(np.asarray(normal(noise.of_step(tree, i, t, s), (8, 2000))).ravel())
     np.testing.assert_allclose(np.corrcoef(draws), np.eye(4), atol=0.04)
     np.testing.assert_allclose(np.std(draws, axis=1), 1, atol=0.03)
 
@@ -113,11 +112,11 @@ def test_sample_i_depends_on_its_key_alone():
     run = functools.partial(jitted_sample(), solvers.DDPM(), denoise, schedule)
     for key, part in (
         (jax.random.split(jax.random.key(1), 8), jax.random.split(jax.random.key(1), 8)[:3]),
-        (arrays.BatchKey(jax.random.key(1), jnp.array(0), 8), arrays.BatchKey(jax.random.key(1), jnp.array(0), 8)),
+        (BatchKey(jax.random.key(1), jnp.array(0), 8), BatchKey(jax.random.key(1), jnp.array(0), 8)),
     ):
         whole = run(x, times, jdiff.BrownianTree(key))
         np.testing.assert_allclose(run(x[:3], times, jdiff.BrownianTree(part)), whole[:3], atol=1e-5)
-        other = run(x, times, jdiff.BrownianTree(arrays.fold(key, 1)))
+        other = run(x, times, jdiff.BrownianTree(fold(key, 1)))
         assert (np.abs(whole - other).max(1) > 1e-3).all()
 
 
@@ -159,10 +158,10 @@ def test_gradients_treat_noise_as_drawn():
 def test_dtypes_and_errors():
     tree = noise.per_sample(jdiff.BrownianTree(jax.random.key(0)), 2)
     for dtype in (jnp.bfloat16, jnp.float32):
-        assert arrays.normal(noise.of_step(tree, 0, 0.5, 0.2), (2, 3), dtype).dtype == dtype
+        assert normal(noise.of_step(tree, 0, 0.5, 0.2), (2, 3), dtype).dtype == dtype
     with jax.enable_x64(True):
-        assert arrays.normal(noise.of_step(tree, 0, 0.5, 0.2), (2, 3), jnp.float64).dtype == jnp.float64
+        assert normal(noise.of_step(tree, 0, 0.5, 0.2), (2, 3), jnp.float64).dtype == jnp.float64
     with pytest.raises(ValueError, match="one key per sample"):
-        arrays.normal(noise.of_step(tree, 0, 0.5, 0.2), (3, 3))
+        normal(noise.of_step(tree, 0, 0.5, 0.2), (3, 3))
     with pytest.raises(ValueError, match="tol must be in"):
         jdiff.BrownianTree(jax.random.key(0), 1e-12)

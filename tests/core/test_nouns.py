@@ -12,7 +12,7 @@ import pytest
 
 import jdiff
 from jdiff import config, oracle
-from jdiff.core.arrays import noun, number, per_sample, row_axes, static
+from jdiff.core.pytrees import noun, number, per_sample, row_axes, static
 from jdiff.guidance import cfg, interval, threshold
 from jdiff.solvers import DDIM, Churn, DPMpp2M, Heun, Langevin, PredictorCorrector, Remember, Restart, UniPC
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiff.core.arrays import BatchKey
+from jdiff.core.keys import BatchKey
 from jdiff.data import augment, augmentation, flip
 
 

@@ -8,7 +8,7 @@ from helpers import MORE_SCHEDULES, SCHEDULES
 
 import jdiff
 from jdiff import conditioning, levels, targets, weights
-from jdiff.core.arrays import BatchKey
+from jdiff.core.keys import BatchKey
 
 TARGETS = {
     "x0": targets.X0(), "eps": targets.Eps(), "score": targets.Score(), "v": targets.V(),

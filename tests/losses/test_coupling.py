@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 import jdiff
 from jdiff import coupling, losses, parallel, train
-from jdiff.core.arrays import BatchKey, fold, normal
+from jdiff.core.keys import BatchKey, fold, normal
 
 KEY = jax.random.key(4)
 

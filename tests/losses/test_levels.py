@@ -10,7 +10,7 @@ import pytest
 
 import jdiff
 from jdiff import levels, losses, parallel, train
-from jdiff.core.arrays import BatchKey
+from jdiff.core.keys import BatchKey
 
 KEY = jax.random.key(5)
 

@@ -11,7 +11,7 @@ from helpers import SCHEDULES, Diagonal
 
 import jdiff
 from jdiff import coupling, levels, losses, parallel, targets, train, weights
-from jdiff.core.arrays import BatchKey, normal, split
+from jdiff.core.keys import BatchKey, normal, split
 
 KEY = jax.random.key(6)
 TABLE = jdiff.discrete(jdiff.betas.linear(100, 1e-3, 0.2))

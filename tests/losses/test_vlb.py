@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 import jdiff
 from jdiff import losses
-from jdiff.core.arrays import noun
+from jdiff.core.pytrees import noun
 
 LOG2 = np.log(2)
 TERMS = jax.jit(losses.vlb_terms, static_argnames="bins")

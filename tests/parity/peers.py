@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import jdiff
-from jdiff.core.arrays import each, fold, normal, noun
+from jdiff.core.keys import each, fold, normal
+from jdiff.core.pytrees import noun
 from jdiff.process.forward import rates
 
 torch = pytest.importorskip("torch", reason="parity with diffusers: pip install jdiff[parity]")

@@ -14,7 +14,7 @@ from peers import START, WIDE, C, Exact, diffusers, network, ours, table, theirs
 
 import jdiff
 from jdiff import solvers
-from jdiff.core.arrays import noun
+from jdiff.core.pytrees import noun
 from jdiff.process.forward import rates
 
 

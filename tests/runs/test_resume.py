@@ -23,7 +23,7 @@ import pytest
 import tensorstore
 
 from jdiff import parallel, train
-from jdiff.core.arrays import normal
+from jdiff.core.keys import normal
 from jdiff.train import checkpoint
 from jdiff.train.checkpoint import CheckpointError
 

@@ -11,7 +11,7 @@ import pytest
 from helpers import MORE_SCHEDULES, SCHEDULES, Diagonal, mixture
 
 import jdiff
-from jdiff.core.arrays import noun
+from jdiff.core.pytrees import noun
 
 pytestmark = pytest.mark.slow  # many programs to compile
 

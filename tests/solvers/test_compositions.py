@@ -11,7 +11,7 @@ from helpers import Diagonal
 
 import jdiff
 from jdiff import grid, solvers
-from jdiff.core import arrays
+from jdiff.core import keys as core_keys
 
 SCHEDULE = jdiff.EDM()
 TIMES = grid.karras(SCHEDULE, 12)
@@ -28,7 +28,7 @@ class Recording:
         self.keys, self.drawn = keys, drawn
 
     def fold(self, data):
-        return Recording(arrays.fold(self.keys, data), self.drawn)
+        return Recording(core_keys.fold(self.keys, data), self.drawn)
 
     def part(self, t, s, j):
         return self.fold(j)

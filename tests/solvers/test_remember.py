@@ -8,7 +8,7 @@ from helpers import jitted_sample
 
 import jdiff
 from jdiff import solvers
-from jdiff.core.arrays import normal
+from jdiff.core.keys import normal
 from jdiff.denoisers.network import remember
 from jdiff.process.forward import q_sample
 

@@ -12,7 +12,7 @@ from helpers import MORE_SCHEDULES, SCHEDULES, Diagonal, exact_flow, jitted_samp
 
 import jdiff
 from jdiff import solvers
-from jdiff.core.arrays import noun
+from jdiff.core.pytrees import noun
 
 DETERMINISTIC = {
     "ddim": solvers.DDIM(0.0),

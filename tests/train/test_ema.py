@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jdiff import ema, train
-from jdiff.core.arrays import normal
+from jdiff.core.keys import normal
 
 LAWS = {
     "constant": ema.constant(0.9),

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from jdiff import parallel, train
-from jdiff.core.arrays import BatchKey, normal, positions
+from jdiff.core.keys import BatchKey, normal, positions
 
 TX = optax.adam(1e-2)
 KEY = jax.random.key(1)

@@ -8,7 +8,7 @@ import pytest
 
 import jdiff
 from jdiff import ema, losses, optim, parallel, train
-from jdiff.core.arrays import BatchKey, normal, positions
+from jdiff.core.keys import BatchKey, normal, positions
 
 KEY = jax.random.key(1)
 PARAMS = {"w": jnp.array([[0.5, -0.2], [0.1, 0.8]]), "b": jnp.array([0.1, -0.1])}

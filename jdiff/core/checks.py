@@ -1,0 +1,47 @@
+"""Errors of shape, dtype and range, caught where users make them."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jdiff.core.pytrees import concrete
+
+SMALLEST, LARGEST = 1e-9, 1e9  # of a setting: float32 holds the fourth power of both
+
+
+def check_range(owner, low, high=LARGEST, /, **numbers) -> None:
+    """Raise ValueError unless each number, where it is known now, is from `low` to `high`; None is left alone."""
+    for name, value in numbers.items():
+        if value is None or not concrete(value, low):
+            continue
+        a = np.asarray(value)
+        is_number = jnp.issubdtype(a.dtype, np.number) and not isinstance(value, (tuple, list))
+        if not is_number or not ((a >= low) & (a <= high)).all():
+            raise ValueError(f"{type(owner).__name__}: {name} must be {low} or more, at most {high:g}, got {value}")
+
+
+def check_count(owner, most: int = 1_000_000, /, **numbers) -> None:
+    """Raise ValueError unless each number, where it is known now, is whole, from 1 to `most`."""
+    check_range(owner, 1, most, **numbers)
+    for name, value in numbers.items():
+        if value is None or (concrete(value) and (np.asarray(value) % 1 != 0).any()):
+            raise ValueError(f"{type(owner).__name__}: {name} must be a whole number, got {value}")
+
+
+def check_time(t, x) -> None:
+    """Raise ValueError unless `t` has shape () or (B,), B being the leading axis of `x`."""
+    shape = jnp.shape(t)
+    if shape != () and shape != jnp.shape(x)[:1]:
+        raise ValueError(f"t has shape {shape}; expected () or {jnp.shape(x)[:1]}, x being {jnp.shape(x)}")
+
+
+def check_same_shape(name: str, a, other: str, b) -> None:
+    """Raise ValueError unless two arrays agree in shape: nothing here broadcasts silently."""
+    if jnp.shape(a) != jnp.shape(b):
+        raise ValueError(f"{name} has shape {jnp.shape(a)} but {other} has {jnp.shape(b)}; they must be the same")
+
+
+def check_floating(name: str, x) -> None:
+    """Raise ValueError unless `x` is a floating array: coefficients cast to integers would be 0."""
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} is {dtype}; expected a floating array: scale images by x / 127.5 - 1")

@@ -1,0 +1,91 @@
+"""Randomness by position: noise is a function of (key, step, position in the global batch)."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jdiff.core.arrays import Array, wide_dtype
+
+
+@struct.dataclass
+class BatchKey:
+    """A key that also knows which rows of the global batch it is for.
+
+    Rows `start`, ..., `start + len(batch) - 1` of `size` draw the same numbers as they would in one
+    batch of `size`: what makes 1 device, pmap and gradient accumulation agree.
+    """
+
+    key: Array
+    start: Array
+    size: int = struct.field(pytree_node=False)
+
+
+def as_key(key) -> Array:
+    """A typed key array; the raw uint32 keys of `jax.random.PRNGKey` are wrapped."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if key.dtype == jnp.uint32 and key.ndim and key.shape[-1] == 2:
+        return jax.random.wrap_key_data(key)
+    raise ValueError(f"expected a PRNG key, got an array of {key.dtype}{key.shape}; make one with jax.random.key(seed)")
+
+
+def positions(key, n: int) -> tuple[Array, int]:
+    """(global index of each of the n rows (n,), size of the global batch)."""
+    if isinstance(key, BatchKey):
+        return key.start + jnp.arange(n), key.size
+    return jnp.arange(n), n
+
+
+def fold(key, data):
+    """`jax.random.fold_in` for one key, (B,) keys or a BatchKey; of a step of a Brownian path, independent keys."""
+    own = getattr(key, "fold", None)
+    if own is not None:
+        return own(data)
+    if isinstance(key, BatchKey):
+        return key.replace(key=fold(key.key, data))
+    key = as_key(key)
+    return jax.random.fold_in(key, data) if key.ndim == 0 else jax.vmap(lambda k: jax.random.fold_in(k, data))(key)
+
+
+def part(key, t, s, j: int):
+    """The key of stretch j of a step, from t down to s: `fold(key, j)`, or that stretch of the same Brownian path."""
+    own = getattr(key, "part", None)
+    return fold(key, j) if own is None else own(t, s, j)
+
+
+def split(key, n: int = 2) -> list:
+    """n independent keys of the same kind as `key`: one key, (B,) keys or a BatchKey."""
+    return [fold(key, i) for i in range(n)]
+
+
+def joint(key) -> Array:
+    """One plain key for what a network draws for a whole batch, as dropout: of a BatchKey, another for each slice."""
+    return fold(as_key(key.key), key.start) if isinstance(key, BatchKey) else as_key(key)
+
+
+def each(key, n: int) -> Array:
+    """One key per row, (n,): row i has `fold_in(key, global index of i)`, or its own if `key` is (n,) already."""
+    if not isinstance(key, BatchKey):
+        key = as_key(key)
+        if key.ndim == 1:
+            if key.shape != (n,):
+                raise ValueError(f"{key.shape[0]} keys for a batch of {n}; give one key, or one per sample")
+            return key
+        if key.ndim:
+            raise ValueError(f"keys have shape {key.shape}; give one key, or one per sample: ({n},)")
+    index, _ = positions(key, n)
+    base = as_key(key.key if isinstance(key, BatchKey) else key)
+    return jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
+
+
+def normal(key, shape, dtype=jnp.float32) -> Array:
+    """Standard normal noise (B, ...), row i a function of (key, global index of i) only, whatever B is.
+
+    Given a step of a `BrownianTree` instead of a key, the increment of that path over the step, scaled to variance 1.
+    It is drawn in float32 at least and then cast: JAX's own draws of bfloat16 have 128 values and no tails.
+    """
+    own = getattr(key, "normal", None)
+    if own is not None:
+        return own(shape, dtype)
+    drawn = jax.vmap(lambda k: jax.random.normal(k, shape[1:], wide_dtype(dtype)))(each(key, shape[0]))
+    return drawn.astype(dtype)

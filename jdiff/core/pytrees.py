@@ -1,0 +1,178 @@
+"""Nouns: frozen pytrees whose leaves are their numbers."""
+
+import dataclasses
+from typing import dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def static(default=dataclasses.MISSING, **kwargs):
+    """A field of a `noun` that is part of its type, not a leaf: a function, a name, an order."""
+    return dataclasses.field(default=default, metadata={"static": True}, **kwargs)
+
+
+def per_sample(default=dataclasses.MISSING, **kwargs):
+    """A field of a `noun` whose arrays have a row for each sample of a batch: labels, weights (B,), observations.
+
+    A number has no rows, nor has the inside of a callable. What treats samples one by one, as `sample_adaptive`, goes
+    by this mark. The field is kept as it is given: a label stays an integer.
+    """
+    return dataclasses.field(default=default, metadata={"per_sample": True}, **kwargs)
+
+
+def number(value):
+    """`value` as a Python float if it is one real number known now, else `value` itself.
+
+    Python's, NumPy's and JAX's numbers differ in dtype and weakness of type, and each kind would compile anew. Arrays
+    with axes, booleans, keys, traced values and arrays of other processes stay as they are.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, (np.generic, np.ndarray, jax.Array)) or value.ndim:
+        return value
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return value
+    real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    return float(jax.device_get(value)) if real else value
+
+
+class _Rows(jax.tree_util.GetAttrKey):
+    """The name of a `per_sample` field in a leaf's path."""
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static, per_sample))
+def noun(cls):
+    """Make `cls` a frozen dataclass and a pytree whose leaves are its numbers.
+
+    A number given for a leaf becomes a Python float on construction, so that `DDIM(0)`, `DDIM(0.5)`,
+    `DDIM(np.float64(0.5))` and `DDIM(jnp.float32(0.5))` are one program; NumPy's integers given for statics become
+    Python's. A method `check(self)`, if there is one, runs on construction too. Rebuilding the tree inside a
+    transformation does none of this: there the leaves may be anything.
+
+    Nouns are equal if their types, statics and leaves are: arrays in shape, dtype and value, numbers in value alone.
+    Equal nouns have one hash. Comparing traced leaves, and a hash of what can change (a dict, a list), is a TypeError.
+    """
+    own_check = cls.__dict__.get("check")
+
+    def __post_init__(self):
+        for name in numbers:
+            object.__setattr__(self, name, number(getattr(self, name)))
+        for name in statics:
+            if isinstance(getattr(self, name), np.integer):
+                object.__setattr__(self, name, int(getattr(self, name)))
+        if own_check:
+            own_check(self)
+
+    def __eq__(self, other):
+        if self is other:
+            return True
+        if type(other) is not cls:
+            return NotImplemented
+        (own, kind), (others, other_kind) = jax.tree.flatten(self), jax.tree.flatten(other)
+        return kind == other_kind and all(_content(a) == _content(b) for a, b in zip(own, others, strict=True))
+
+    def __hash__(self):
+        parts = [cls]
+        for name in leaves + statics:
+            value = getattr(self, name)
+            try:
+                parts.append(_hash(value) if name in leaves else hash(value))
+            except TypeError as error:
+                raise TypeError(f"{cls.__name__} has no hash, because of its field {name}: {error}") from error
+        return hash(tuple(parts))
+
+    cls.__post_init__, cls.__eq__, cls.__hash__ = __post_init__, __eq__, __hash__
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    fields = dataclasses.fields(cls)
+    leaves = tuple(f.name for f in fields if not f.metadata.get("static"))
+    statics = tuple(f.name for f in fields if f.metadata.get("static"))
+    rows = frozenset(f.name for f in fields if f.metadata.get("per_sample"))
+    numbers = tuple(name for name in leaves if name not in rows)
+
+    def flatten_with_keys(self):
+        children = []
+        for name in leaves:
+            value = getattr(self, name)
+            kind = _Rows if name in rows and not callable(value) else jax.tree_util.GetAttrKey
+            children.append((kind(name), value))
+        return children, tuple(getattr(self, name) for name in statics)
+
+    def flatten(self):
+        return tuple(getattr(self, name) for name in leaves), tuple(getattr(self, name) for name in statics)
+
+    def unflatten(aux, children):
+        self = object.__new__(cls)
+        for name, value in zip(leaves + statics, tuple(children) + tuple(aux), strict=True):
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    cls.replace = dataclasses.replace
+    return cls
+
+
+def _content(value):
+    """What a leaf is compared and hashed by: of an array, its shape, dtype and bytes, with one zero and one nan."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError("traced values cannot be compared or hashed; compare nouns outside of jit, grad and vmap")
+    value = number(value)
+    if isinstance(value, float):
+        value = np.asarray(value)
+    if not isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return value
+    is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    host = np.asarray(jax.device_get(jax.random.key_data(value) if is_key else value))
+    if jnp.issubdtype(host.dtype, jnp.inexact):
+        host = np.where(np.isnan(host), np.asarray(np.nan, host.dtype), host + np.asarray(0, host.dtype))
+    return value.shape, value.dtype, host.tobytes()
+
+
+def _hash(value) -> int:
+    """The hash of a field of leaves, part by part where it is a tuple."""
+    return hash(tuple(_hash(part) for part in value) if isinstance(value, tuple) else _content(value))
+
+
+def row_axes(tree, n: int):
+    """A tree like `tree` with 0 for the arrays in `per_sample` fields and None for all other leaves: vmap's `in_axes`.
+
+    Raises ValueError for such an array that has not n rows.
+    """
+
+    def axis(path, leaf):
+        field = next((key.name for key in path if isinstance(key, _Rows)), None)
+        if field is None or not jnp.ndim(leaf):
+            return None
+        if jnp.shape(leaf)[0] != n:
+            raise ValueError(f"{field} has shape {jnp.shape(leaf)} for a batch of {n}; expected {n} rows or a number")
+        return 0
+
+    return jax.tree_util.tree_map_with_path(axis, tree)
+
+
+def varying(*trees) -> frozenset:
+    """The axes of a surrounding `jax.shard_map` over which any array in `trees` varies."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return frozenset()
+    arrays = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array)]
+    return frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in arrays))
+
+
+def vary_as(tree, *like):
+    """`tree` with its arrays varying over the axes of a surrounding `jax.shard_map` over which those of `like` do.
+
+    The carry of a loop must vary before the first pass as it does after it. Elsewhere nothing changes.
+    """
+    axes = varying(like)
+
+    def cast(leaf):
+        missing = tuple(axes - varying(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree) if axes else tree
+
+
+def concrete(*values) -> bool:
+    """Whether all values are known now (not traced), so that they can be checked."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
