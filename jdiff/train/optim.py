@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jdiff.core.arrays import wide
-from jdiff.core.names import did_you_mean
+from jdiff.core.names import check_arguments, choose
 
 # ---------------------------------------------------------------- learning rates
 
@@ -173,9 +173,7 @@ def optimizer(
     if clip is not None and clip <= 0:
         raise ValueError(f"clip is the largest gradient norm, positive; got {clip}")
     if isinstance(weight_decay_mask, str):
-        if weight_decay_mask not in MASKS:
-            raise ValueError(f"unknown weight_decay_mask {weight_decay_mask!r}; one of {', '.join(MASKS)}")
-        weight_decay_mask = MASKS[weight_decay_mask]
+        weight_decay_mask = choose("weight_decay_mask", weight_decay_mask, MASKS)
     for argument, value in args.items():
         if not isinstance(value, (str, bool, int, float)):
             continue  # None, or what JAX traces
@@ -219,19 +217,10 @@ def _clip(most: float) -> optax.GradientTransformation:
 
 
 def _named(kind: str, table: dict, name: str, args: dict, given: tuple):
-    """table[name], if that is there and takes `args` beside what is `given`."""
-    if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, table)}; one of {', '.join(table)}")
-    parameters = [p for p in inspect.signature(table[name]).parameters.values() if p.name not in given]
-    valid = [p.name for p in parameters]
-    for word in args:
-        if word not in valid:
-            known = ", ".join(valid) or "none"
-            raise ValueError(f"{kind} {name!r} has no argument {word!r}{did_you_mean(word, valid)}; valid: {known}")
-    for p in parameters:
-        if p.default is p.empty and p.name not in args:
-            raise ValueError(f"{kind} {name!r} needs the argument {p.name!r}")
-    return table[name]
+    """`table[name]`, if that is there and takes `args` beside what is `given`."""
+    make = choose(kind, name, table)
+    check_arguments(f"{kind} {name!r}", make, args, given)
+    return make
 
 
 def _is_number(value) -> bool:
