@@ -12,8 +12,12 @@ from jdiff.losses import coupling, levels, weights
 from jdiff.models import create_model, list_models, register_model
 from jdiff.process import betas, forward, grid, oracle, schedules, sde
 from jdiff.process.betas import discrete
-from jdiff.process.forward import Prediction, eps_from, prior, q_posterior, q_sample
-from jdiff.process.schedules import EDM, VE, VP, Cosine, Discrete, Flow, Shifted, SubVP, log_snr, time_of
+from jdiff.process.clock import Schedule, log_snr, time_of
+from jdiff.process.forward import eps_from, prior, q_posterior, q_sample
+from jdiff.process.prediction import Denoise, Prediction, as_denoise
+from jdiff.process.schedules import EDM, VE, VP, Cosine, Flow, SubVP
+from jdiff.process.shifted import Shifted
+from jdiff.process.table import Discrete
 from jdiff.sampling import invert, progress, sample, sample_adaptive, sample_parallel
 from jdiff.train import ema, optim, parallel
 

@@ -72,7 +72,7 @@ def pairs(sampling) -> dict:
         "dpmpp_2m_sde heun": (
             solvers.DPMpp2MSDE().replace(two_nodes=None), s.sample_dpmpp_2m_sde, dict(solver_type="heun"), True, True,
         ),
-        "dpmpp_3m_sde": (solvers.DPMpp3MSDE().replace(few=0), s.sample_dpmpp_3m_sde, {}, True, False),
+        "dpmpp_3m_sde": (solvers.DPMpp3MSDE().replace(low_order_below=0), s.sample_dpmpp_3m_sde, {}, True, False),
     }  # fmt: skip
 
 

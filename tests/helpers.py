@@ -29,7 +29,7 @@ MORE_SCHEDULES = SCHEDULES | {
 
 
 @noun
-class OneOf:
+class OneOf(jdiff.Schedule):
     """The schedule `members[which]`, `which` being a leaf: one compiled program serves all of them.
 
     Loop over `which`, and do not `vmap` over it: that would compute all members each time.
@@ -56,7 +56,7 @@ class OneOf:
         return self._switch(lambda one, t: one.sigma(t), as_time(t))
 
     def time_at(self, alpha, sigma):
-        return self._switch(jdiff.schedules.time_at, as_time(alpha), as_time(sigma))
+        return self._switch(lambda one, *ratio: one.time_at(*ratio), as_time(alpha), as_time(sigma))
 
 
 def one_of(name, schedules=SCHEDULES):
@@ -74,19 +74,16 @@ def mixture():
 
 
 @noun
-class Diagonal:
+class Diagonal(jdiff.Denoise):
     """The exact denoiser of N(m, c I), elementwise: compiles in no time."""
 
     schedule: Any
     m: Any = 0.3
     c: Any = 0.4
 
-    def __call__(self, x, t):
-        alpha, sigma = rates(self.schedule, t, x)
-        return self.m + alpha * self.c / (alpha**2 * self.c + sigma**2) * (x - alpha * self.m)
-
     def predict(self, x, t):
-        x0 = self(x, t)
+        alpha, sigma = rates(self.schedule, t, x)
+        x0 = self.m + alpha * self.c / (alpha**2 * self.c + sigma**2) * (x - alpha * self.m)
         return jdiff.Prediction(x0, jdiff.eps_from(self.schedule, x0, x, t))
 
 

@@ -1,6 +1,5 @@
 """Arrays: times, dtypes, shapes that scale a batch, and functions that stay finite."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +9,6 @@ from jdiff.core.checks import check_floating
 
 Array = jax.Array
 Number = Any  # a float, or an array of shape (), or a tracer of one
-Denoise = Callable[[Array, Array], Array]  # (x_t, t) -> E[x_0 | x_t]
 
 
 def as_time(t) -> Array:

@@ -80,9 +80,9 @@ class BrownianInterval:
 
 def _walk(key, t, shape, dtype, depth: int) -> Array:
     """W(t) for one t in [0, 1]: `depth` halvings, then linear between the ends of the last interval."""
-    place = t * 2.0**depth
-    leaf = jnp.clip(place, 0, 2.0**depth - 1).astype(jnp.int32)
-    rest = (place - leaf.astype(t.dtype)).astype(dtype)
+    position = t * 2.0**depth
+    leaf = jnp.clip(position, 0, 2.0**depth - 1).astype(jnp.int32)
+    rest = (position - leaf.astype(t.dtype)).astype(dtype)
 
     def halve(level, ends):
         left, right = ends
@@ -95,17 +95,3 @@ def _walk(key, t, shape, dtype, depth: int) -> Array:
     last = jax.random.normal(jax.random.fold_in(key, 0), shape, dtype)
     left, right = lax.fori_loop(0, depth, halve, vary_as((jnp.zeros_like(last), last), t))
     return left + rest * (right - left)
-
-
-def per_sample(key, n: int):
-    """`key` with one key per sample, (n,), whether it is one key, (n,) keys, a BatchKey or a BrownianTree."""
-    if key is None:
-        return None
-    return key.rows(n) if isinstance(key, BrownianTree) else each(key, n)
-
-
-def of_step(keys, i, t, s):
-    """The noise of step i, from t to s, given what `per_sample` made."""
-    if keys is None:
-        return None
-    return keys.over(i, t, s) if isinstance(keys, BrownianTree) else fold(keys, i)

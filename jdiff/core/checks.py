@@ -19,6 +19,28 @@ def check_range(owner, low, high=LARGEST, /, **numbers) -> None:
             raise ValueError(f"{type(owner).__name__}: {name} must be {low} or more, at most {high:g}, got {value}")
 
 
+def check_positive(owner, /, **numbers) -> None:
+    """Raise ValueError unless each number, where it is known now, is positive and at most `LARGEST`."""
+    for name, value in numbers.items():
+        if concrete(value) and not ((np.asarray(value) > 0) & (np.asarray(value) <= LARGEST)).all():
+            raise ValueError(f"{type(owner).__name__}: {name} must be positive, at most {LARGEST:g}, got {value}")
+
+
+def check_ends(owner, /, *, may_be_equal: bool = False, **ends) -> None:
+    """Raise ValueError unless two numbers, where they are known now, are positive and the first is below the second.
+
+    Args:
+        owner: whose numbers they are; its type is named in the message.
+        may_be_equal: whether the two may be the same number.
+        ends: the two numbers by name, the lower one first; arrays of settings are compared elementwise.
+    """
+    check_positive(owner, **ends)
+    (low, a), (high, b) = ends.items()
+    if concrete(a, b) and not (np.asarray(a) <= np.asarray(b) if may_be_equal else np.asarray(a) < np.asarray(b)).all():
+        equal = " or equal to it" if may_be_equal else ""
+        raise ValueError(f"{type(owner).__name__}: {low} must be below {high}{equal}, got {a} and {b}")
+
+
 def check_count(owner, most: int = 1_000_000, /, **numbers) -> None:
     """Raise ValueError unless each number, where it is known now, is whole, from 1 to `most`."""
     check_range(owner, 1, most, **numbers)

@@ -1,10 +1,45 @@
-"""Randomness by position: noise is a function of (key, step, position in the global batch)."""
+"""Randomness by position: noise is a function of (key, step, position in the global batch).
+
+Where a key is asked for, it may be one key, one key per sample (B,), a `BatchKey`, or any `Noise`.
+"""
+
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jdiff.core.arrays import Array, wide_dtype
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """What may stand in place of a key within one step of a solver: a source of noise of its own."""
+
+    def normal(self, shape, dtype=jnp.float32) -> Array:
+        """Standard normal noise of a shape (B, ...)."""
+        ...
+
+    def fold(self, data):
+        """Keys or noise that are independent of this noise and of those of other `data`."""
+        ...
+
+    def part(self, t, s, j: int) -> "Noise":
+        """The noise of stretch j of the step, from t down to s."""
+        ...
+
+
+@runtime_checkable
+class NoisePath(Protocol):
+    """What may stand in place of a key for a whole run: the noise of all its steps."""
+
+    def rows(self, n: int) -> "NoisePath":
+        """The same with one path per sample, n of them."""
+        ...
+
+    def over(self, i, t, s) -> Noise:
+        """The noise of step i, from t down to s."""
+        ...
 
 
 @struct.dataclass
@@ -38,9 +73,8 @@ def positions(key, n: int) -> tuple[Array, int]:
 
 def fold(key, data):
     """`jax.random.fold_in` for one key, (B,) keys or a BatchKey; of a step of a Brownian path, independent keys."""
-    own = getattr(key, "fold", None)
-    if own is not None:
-        return own(data)
+    if isinstance(key, Noise):
+        return key.fold(data)
     if isinstance(key, BatchKey):
         return key.replace(key=fold(key.key, data))
     key = as_key(key)
@@ -49,8 +83,7 @@ def fold(key, data):
 
 def part(key, t, s, j: int):
     """The key of stretch j of a step, from t down to s: `fold(key, j)`, or that stretch of the same Brownian path."""
-    own = getattr(key, "part", None)
-    return fold(key, j) if own is None else own(t, s, j)
+    return key.part(t, s, j) if isinstance(key, Noise) else fold(key, j)
 
 
 def split(key, n: int = 2) -> list:
@@ -84,8 +117,39 @@ def normal(key, shape, dtype=jnp.float32) -> Array:
     Given a step of a `BrownianTree` instead of a key, the increment of that path over the step, scaled to variance 1.
     It is drawn in float32 at least and then cast: JAX's own draws of bfloat16 have 128 values and no tails.
     """
-    own = getattr(key, "normal", None)
-    if own is not None:
-        return own(shape, dtype)
+    if isinstance(key, Noise):
+        return key.normal(shape, dtype)
     drawn = jax.vmap(lambda k: jax.random.normal(k, shape[1:], wide_dtype(dtype)))(each(key, shape[0]))
     return drawn.astype(dtype)
+
+
+def rows_of(key, n: int):
+    """`key` with one key or path per sample, (n,), whether it is one key, (n,) keys, a `BatchKey` or a `NoisePath`."""
+    if key is None:
+        return None
+    return key.rows(n) if isinstance(key, NoisePath) else each(key, n)
+
+
+def noise_of_step(keys, i, t, s):
+    """The noise of step i, from t to s, given what `rows_of` made."""
+    if keys is None:
+        return None
+    return keys.over(i, t, s) if isinstance(keys, NoisePath) else fold(keys, i)
+
+
+def shared(key) -> Array:
+    """The key that all rows of the global batch share, if there is one; (B,) keys as they are."""
+    return as_key(key.key if isinstance(key, BatchKey) else key)
+
+
+def strata(key, n: int) -> Array:
+    """One uniform number per row, (n,): frac(u + i/size), with one u for the whole global batch of that size.
+
+    Together they cover [0, 1) evenly. With (n,) keys, one independent uniform number each.
+    """
+    base = shared(key)
+    if base.ndim:
+        return jax.vmap(jax.random.uniform)(each(base, n))
+    index, size = positions(key, n)
+    u = jax.random.uniform(base)
+    return (u + index.astype(u.dtype) / size) % 1

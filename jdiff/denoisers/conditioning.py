@@ -10,7 +10,7 @@ from jdiff.core.arrays import Array, Number, as_time, expand
 from jdiff.core.checks import SMALLEST, check_count, check_range, check_time
 from jdiff.core.keys import each
 from jdiff.core.pytrees import noun
-from jdiff.process.schedules import Schedule, log_snr
+from jdiff.process.clock import Schedule, log_snr
 
 LABEL_RANGE = 20.0  # |log-SNR| beyond which no network need tell levels apart; keeps labels finite
 

@@ -6,17 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, Denoise
+from jdiff.core.arrays import Array
 from jdiff.core.checks import check_floating, check_same_shape
 from jdiff.core.pytrees import noun, per_sample, static
 from jdiff.denoisers.conditioning import LogSNR
 from jdiff.denoisers.targets import Target, solve
-from jdiff.process.forward import Prediction
-from jdiff.process.schedules import Schedule
+from jdiff.process.clock import Schedule
+from jdiff.process.prediction import Denoise, Prediction
 
 
 @noun
-class Denoiser:
+class Denoiser(Denoise):
     """A network, its parameters and what its output means. `params`, `cond` and every number are leaves."""
 
     params: Any
@@ -28,10 +28,6 @@ class Denoiser:
     learned_variance: bool = static(False)
     self_conditioning: bool = static(False)
     previous: Any = per_sample(None)
-
-    def __call__(self, x: Array, t) -> Array:
-        """E[x_0 | x_t], (B, ...)."""
-        return self.predict(x, t).x0
 
     def predict(self, x: Array, t, previous: Array | None = None) -> Prediction:
         """(E[x_0 | x_t], E[eps | x_t], extra); `extra` is the variance half of the output, or None.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jdiff.core.arrays import Array, Number, as_time, expand
 from jdiff.core.checks import SMALLEST, check_floating, check_range, check_same_shape, check_time
 from jdiff.core.pytrees import noun
-from jdiff.process.schedules import Schedule
+from jdiff.process.clock import Schedule
 from jdiff.process.sde import derivative
 
 

@@ -1,19 +1,21 @@
 """Classifier-free guidance."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, Denoise, as_time, expand
+from jdiff.core.arrays import Array, as_time, expand
 from jdiff.core.checks import check_time
 from jdiff.core.pytrees import noun, number, per_sample
-from jdiff.process.forward import Prediction
+from jdiff.process.clock import Schedule
+from jdiff.process.prediction import Denoise, Prediction, as_denoises
 
 
 @noun
-class Guided:
-    """The extrapolation from an unconditional denoiser through a conditional one, as a pytree."""
+class Guided(Denoise):
+    """The extrapolation from an unconditional denoiser through a conditional one."""
 
     conditional: Denoise
     unconditional: Denoise
@@ -22,35 +24,38 @@ class Guided:
     def check(self):
         object.__setattr__(self, "w", number(self.w))
 
-    def __call__(self, x: Array, t) -> Array:
-        """u + w (c - u), (B, ...)."""
-        w = _weight(self.w, x, t)
-        return _extrapolate(w, self.conditional(x, t), self.unconditional(x, t))
+    @property
+    def schedule(self) -> Schedule:
+        return self.conditional.schedule
 
     def predict(self, x: Array, t) -> Prediction:
         """x_0 and eps, both extrapolated: each is affine in the other at fixed x_t. `extra` is the conditional's."""
-        w = _weight(self.w, x, t)
+        w = weight_at(self.w, x, t)
         c, u = self.conditional.predict(x, t), self.unconditional.predict(x, t)
-        return Prediction(_extrapolate(w, c.x0, u.x0), _extrapolate(w, c.eps, u.eps), c.extra)
+        return Prediction(u.x0 + w * (c.x0 - u.x0), u.eps + w * (c.eps - u.eps), c.extra)
 
 
-def cfg(conditional: Denoise, unconditional: Denoise, w) -> Guided:
-    """Classifier-free guidance:  x_0 = u + w (c - u), so w = 1 is the conditional model and w = 0 the unconditional.
+def cfg(conditional: Denoise | Callable, unconditional: Denoise | Callable, w) -> Guided:
+    """Classifier-free guidance:  x_0 = u + w (c - u).
 
-    `w`: a number, (B,), or a pytree callable of t. In the terms of Ho & Salimans 2022, arXiv:2207.12598, eq. 6, their
-    weight is w - 1. Both denoisers need `predict` (as all of this library's have).
+    w = 1 is the conditional model and w = 0 the unconditional one.
+
+    Args:
+        conditional: c, a denoiser or a function (x, t) -> E[x_0 | x_t, label].
+        unconditional: u, a denoiser or a function (x, t) -> E[x_0 | x_t].
+        w: the weight: a number, (B,), or a pytree that is called with t. In the terms of Ho & Salimans it is w + 1.
+
+    Returns:
+        The guided denoiser; its `extra`, as a learned variance, is the conditional one's.
+
+    Reference:
+        Ho & Salimans 2022, arXiv:2207.12598, eq. 6.
     """
-    for name, denoise in dict(conditional=conditional, unconditional=unconditional).items():
-        if not hasattr(denoise, "predict"):
-            raise ValueError(f"cfg: the {name} denoiser has no predict(x, t); make it with jdiff.denoiser(...)")
-    return Guided(conditional, unconditional, w)
+    return Guided(*as_denoises(conditional, unconditional), w)
 
 
-def _weight(w, x, t):
+def weight_at(w, x, t) -> Array:
+    """The weight at t, shaped to scale x: of a number, one a sample (B,), or a function of t."""
     w = w(as_time(t)) if callable(w) else w
     check_time(w, x)  # a weight per sample follows the same rule as a time per sample
     return expand(jnp.asarray(w, jax.dtypes.result_type(float)), x)
-
-
-def _extrapolate(w, c, u):
-    return u + w * (c - u)

@@ -1,18 +1,20 @@
 """Guidance within an interval of noise levels."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core.arrays import Array, Denoise, Number, as_time, expand
+from jdiff.core.arrays import Array, Number, as_time, expand
 from jdiff.core.checks import check_time
-from jdiff.core.pytrees import noun
-from jdiff.process.forward import Prediction, predict
-from jdiff.process.schedules import Schedule
+from jdiff.core.pytrees import concrete, noun
+from jdiff.process.clock import Schedule
+from jdiff.process.prediction import Denoise, Prediction, as_denoises
 
 
 @noun
-class Interval:
+class Interval(Denoise):
     """One denoiser inside an interval of sigma/alpha, another outside it."""
 
     guided: Denoise
@@ -24,10 +26,6 @@ class Interval:
     def schedule(self) -> Schedule:
         return self.conditional.schedule
 
-    def __call__(self, x: Array, t) -> Array:
-        """E[x_0 | x_t] of whichever denoiser holds at t, (B, ...)."""
-        return self.predict(x, t).x0
-
     def predict(self, x: Array, t) -> Prediction:
         """The prediction of whichever denoiser holds at t; for one scalar t only that one is evaluated.
 
@@ -37,28 +35,39 @@ class Interval:
         t = as_time(t)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         inside = (sigma > self.low * alpha) & (sigma <= self.high * alpha)
-
-        def whole(denoise):
-            return lambda: predict(denoise, self.schedule, x, t)
-
-        shapes = [jax.eval_shape(whole(denoise)).extra for denoise in (self.guided, self.conditional)]
-        alike = jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1]) and shapes[0] == shapes[1]
-
-        def either(denoise):
-            return whole(denoise) if alike else lambda: whole(denoise)()._replace(extra=None)
-
+        both = self.guided, self.conditional
+        extras = [jax.eval_shape(lambda denoise=denoise: denoise.predict(x, t)).extra for denoise in both]
+        alike = jax.tree.structure(extras[0]) == jax.tree.structure(extras[1]) and extras[0] == extras[1]
+        guided, conditional = (
+            lambda denoise=denoise: denoise.predict(x, t) if alike else denoise.predict(x, t)._replace(extra=None)
+            for denoise in both
+        )
         if t.ndim == 0:
-            return lax.cond(inside, either(self.guided), either(self.conditional))
-        guided, conditional = either(self.guided)(), either(self.conditional)()
-        return jax.tree.map(lambda a, b: jnp.where(expand(inside, x) > 0, a, b), guided, conditional)
+            return lax.cond(inside, guided, conditional)
+        return jax.tree.map(lambda a, b: jnp.where(expand(inside, x) > 0, a, b), guided(), conditional())
 
 
-def interval(guided: Denoise, conditional: Denoise, low, high) -> Interval:
+def interval(guided: Denoise | Callable, conditional: Denoise | Callable, low, high) -> Interval:
     """Guide only where low < sigma/alpha <= high; elsewhere `conditional` alone, which costs one evaluation less.
 
-    Kynkäänniemi et al. 2024, arXiv:2404.07724, eq. 5. `conditional` carries the schedule. Raises ValueError unless
-    0 <= low < high.
+    Args:
+        guided: the denoiser inside the interval, as `cfg` makes one.
+        conditional: the denoiser outside of it.
+        low: the lower end, in units of sigma/alpha, a number.
+        high: the upper end, in the same units, a number; infinite for none.
+
+    Returns:
+        The denoiser. For a scalar t only one of the two is evaluated, for t (B,) both are.
+
+    Raises:
+        ValueError: unless 0 <= low < high.
+
+    Reference:
+        Kynkäänniemi et al. 2024, arXiv:2404.07724, eq. 5.
     """
-    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and not 0 <= low < high:
+    for name, value in dict(low=low, high=high).items():
+        if jnp.ndim(value):
+            raise ValueError(f"interval: {name} is one number, got shape {jnp.shape(value)}")
+    if concrete(low, high) and not 0 <= low < high:
         raise ValueError(f"interval: expected 0 <= low < high in units of sigma/alpha, got {low} and {high}")
-    return Interval(guided, conditional, low, high)
+    return Interval(*as_denoises(guided, conditional), low, high)

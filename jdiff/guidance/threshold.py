@@ -1,29 +1,31 @@
 """Thresholding: estimates of x_0 brought back into the range of the data."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, Denoise, Number, expand, safe_divide
+from jdiff.core.arrays import Array, Number, expand, safe_divide
 from jdiff.core.pytrees import concrete, noun
-from jdiff.process.forward import Prediction, predict, rates
-from jdiff.process.schedules import Schedule
+from jdiff.process.clock import Schedule
+from jdiff.process.forward import rates
+from jdiff.process.prediction import Denoise, Prediction, as_denoise
 
 
 @noun
-class Thresholded:
+class Thresholded(Denoise):
     """A denoiser whose estimates of x_0 stay within [-limit, limit]."""
 
     base: Denoise
-    schedule: Schedule
     limit: Number
     quantile: Number | None
 
-    def __call__(self, x: Array, t) -> Array:
-        """E[x_0 | x_t], thresholded, (B, ...)."""
-        return self.predict(x, t).x0
+    @property
+    def schedule(self) -> Schedule:
+        return self.base.schedule
 
     def predict(self, x: Array, t) -> Prediction:
         """The thresholded x_0, and the noise that it implies: eps + alpha_t (x_0 - thresholded x_0) / sigma_t."""
-        x0, eps, extra = predict(self.base, self.schedule, x, t)
+        x0, eps, extra = self.base.predict(x, t)
         if self.quantile is None:
             new = jnp.clip(x0, -self.limit, self.limit)
         else:
@@ -35,20 +37,34 @@ class Thresholded:
         return Prediction(new, (eps + safe_divide(alpha * (x0 - new), sigma)).astype(eps.dtype), extra)
 
 
-def threshold(denoise: Denoise, schedule: Schedule, limit=1.0, quantile=None) -> Thresholded:
-    """`denoise` with x_0 clipped to [-limit, limit], or with `quantile` p, dynamically, by a size s of each sample:
+def threshold(denoise: Denoise | Callable, schedule: Schedule, limit=1.0, quantile=None) -> Thresholded:
+    """`denoise` with its x_0 clipped to [-limit, limit], or by a size s of each sample:
 
-        s = max(limit, the p-quantile of |x_0|),    x_0 <- clip(x_0, -s, s) limit / s.
+        s = max(limit, the quantile of |x_0|),    x_0 <- clip(x_0, -s, s) limit / s.
 
-    Where alpha is small, a small error of a predicted eps is a large one of x_0: tables that end near alpha = 0 need it
-    (the published samplers of DDPM and ADM clip), and so do large guidance weights. Goes around guidance.
-    Ho et al. 2020, arXiv:2006.11239 (clipping, in its code); Saharia et al. 2022, arXiv:2205.11487, section 2.3.
-    Raises ValueError unless both are single numbers, limit > 0 and 0 < quantile <= 1.
+    Where alpha is small, a small error of a predicted eps is a large one of x_0. Networks on tables that end near
+    alpha = 0 need the clipping, as the published samplers of DDPM and ADM do, and so do large guidance weights.
+    Put it around guidance, not into it.
 
     >>> import jax.numpy as jnp, jdiff
     >>> far = threshold(lambda x, t: 3 * x, jdiff.Flow())
     >>> far(jnp.array([[0.1, -2.0]]), 0.5).tolist()
     [[0.30000001192092896, -1.0]]
+
+    Args:
+        denoise: a denoiser, or a function (x, t) -> E[x_0 | x_t].
+        schedule: the schedule of the process.
+        limit: the largest number of the data, positive.
+        quantile: None for static clipping, or a share above 0 and up to 1, as 0.995, for the dynamic one.
+
+    Returns:
+        The denoiser; its eps is the noise that the new x_0 implies.
+
+    Raises:
+        ValueError: unless both are single numbers within these ranges.
+
+    Reference:
+        Ho et al. 2020, arXiv:2006.11239 (clipping, in its code); Saharia et al. 2022, arXiv:2205.11487, section 2.3.
     """
     for name, value in dict(limit=limit, quantile=quantile).items():
         if value is not None and jnp.ndim(value):
@@ -57,4 +73,4 @@ def threshold(denoise: Denoise, schedule: Schedule, limit=1.0, quantile=None) ->
         raise ValueError(f"threshold: limit must be positive, got {limit}")
     if quantile is not None and concrete(quantile) and not 0 < quantile <= 1:
         raise ValueError(f"threshold: quantile is a share, above 0 and up to 1; got {quantile}")
-    return Thresholded(denoise, schedule, limit, quantile)
+    return Thresholded(as_denoise(denoise, schedule), limit, quantile)

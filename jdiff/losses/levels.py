@@ -12,9 +12,9 @@ from jax import lax
 
 from jdiff.core.arrays import Array, Number, safe_divide
 from jdiff.core.checks import LARGEST, check_count, check_range
-from jdiff.core.keys import BatchKey, as_key, each, positions
+from jdiff.core.keys import each, positions, shared, strata
 from jdiff.core.pytrees import concrete, noun, static
-from jdiff.process.schedules import Schedule, time_of
+from jdiff.process.clock import Schedule, time_of
 
 
 @noun
@@ -33,7 +33,7 @@ class Uniform:
 
     def __call__(self, key, n, schedule):
         low, high = _ends(self, schedule)
-        return low + (high - low) * _strata(key, n)
+        return low + (high - low) * strata(key, n)
 
 
 @noun
@@ -61,7 +61,7 @@ class Knots:
         check_count(self, T=self.T)
 
     def __call__(self, key, n, schedule):
-        return (jnp.floor(_strata(key, n) * self.T) + 1) / self.T
+        return (jnp.floor(strata(key, n) * self.T) + 1) / self.T
 
 
 @noun
@@ -76,7 +76,7 @@ class Antithetic:
     def __call__(self, key, n, schedule):
         index, size = positions(key, n)
         half = (size + 1) // 2
-        u = jax.random.uniform(_base(key), (half,))[index % half]
+        u = jax.random.uniform(shared(key), (half,))[index % half]
         k = jnp.floor(u * self.T)
         return (jnp.where(index < half, k, self.T - 1 - k) + 1) / self.T
 
@@ -162,7 +162,7 @@ class LossAware:
         """(t, 1 / (bins p)), each (n,)."""
         p = self.shares(state)
         total = jnp.cumsum(p)
-        u = _strata(key, n) * total[-1]
+        u = strata(key, n) * total[-1]
         chosen = jnp.clip(jnp.searchsorted(total, u, side="right"), 0, self.bins - 1)
         inside = jnp.clip((u - (total - p)[chosen]) / p[chosen], 0, 1 - jnp.finfo(u.dtype).epsneg)
         if self.T is None:
@@ -239,21 +239,6 @@ def _check_ends(law) -> None:
     one = law.t_min is not None and law.t_max is not None
     if concrete(low, high) and not ((np.asarray(low) < high) | (one & (np.asarray(low) == high))).all():
         raise ValueError(f"{type(law).__name__}: t_min must be below t_max, got {law.t_min} and {law.t_max}")
-
-
-def _strata(key, n: int) -> Array:
-    """frac(u + i/size), one u for the whole global batch; for (B,) keys, one independent uniform each."""
-    base = _base(key)
-    if base.ndim:
-        return jax.vmap(jax.random.uniform)(each(base, n))
-    index, size = positions(key, n)
-    u = jax.random.uniform(base)
-    return (u + index.astype(u.dtype) / size) % 1
-
-
-def _base(key) -> Array:
-    """The key that all rows of the global batch share."""
-    return as_key(key.key if isinstance(key, BatchKey) else key)
 
 
 def _normals(key, n: int) -> Array:

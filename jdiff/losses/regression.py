@@ -24,8 +24,9 @@ from jdiff.losses.coupling import Independent
 from jdiff.losses.levels import LossAware, Uniform
 from jdiff.losses.vlb import table_length, terms_of, vlb_prior, vlb_terms
 from jdiff.losses.weights import Flat
-from jdiff.process.forward import Prediction, q_sample
-from jdiff.process.schedules import Schedule
+from jdiff.process.clock import Schedule
+from jdiff.process.forward import q_sample
+from jdiff.process.prediction import Prediction
 
 __all__ = ["denoising", "hybrid", "loss_aware", "uncertain", "vlb_prior", "vlb_terms"]
 

@@ -9,10 +9,12 @@ import math
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 
-from jdiff.core.arrays import Array, Denoise, Number, as_time, expand, safe_log, wide
+from jdiff.core.arrays import Array, Number, as_time, expand, safe_log, wide
 from jdiff.core.checks import check_floating, check_same_shape
-from jdiff.process.forward import Prediction, fresh_noise, predict
-from jdiff.process.schedules import Discrete, Schedule, log_snr
+from jdiff.process.clock import Schedule, log_snr
+from jdiff.process.forward import fresh_noise
+from jdiff.process.prediction import Denoise, Prediction, as_denoise
+from jdiff.process.table import Discrete
 
 
 def vlb_terms(
@@ -32,7 +34,7 @@ def vlb_terms(
     """
     check_floating("x0", x0)
     check_floating("x_t", x_t)
-    return terms_of(predict(denoise, schedule, wide(x_t), t), schedule, x0, t, v=v, bins=bins)
+    return terms_of(as_denoise(denoise, schedule).predict(wide(x_t), t), schedule, x0, t, v=v, bins=bins)
 
 
 def terms_of(prediction: Prediction, schedule: Schedule, x0: Array, t, *, v: Number = 0.0, bins=256) -> Array:

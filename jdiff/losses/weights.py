@@ -14,7 +14,7 @@ from jdiff.core.arrays import Array, Number, as_time, safe_log
 from jdiff.core.checks import SMALLEST, check_range
 from jdiff.core.pytrees import noun
 from jdiff.denoisers.targets import Target
-from jdiff.process.schedules import Schedule, log_snr
+from jdiff.process.clock import Schedule, log_snr
 from jdiff.process.sde import derivative
 
 

@@ -7,7 +7,7 @@ Ho et al. 2020, arXiv:2006.11239, eq. 2 to 4.
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.process.schedules import Discrete
+from jdiff.process.table import Discrete
 
 LOG_NSR_CAP = 40.0  # alpha = 2e-9: nothing of the data is left, and every product stays finite in float32
 

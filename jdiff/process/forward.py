@@ -1,21 +1,11 @@
 """The forward process and its posterior. `q_sample` is also the deterministic DDIM step, fed with predictions."""
 
-from typing import Any, NamedTuple
-
 import jax.numpy as jnp
 
 from jdiff.core.arrays import Array, as_time, expand, safe_divide, safe_sqrt
 from jdiff.core.checks import check_floating, check_same_shape, check_time
 from jdiff.core.keys import normal
-from jdiff.process.schedules import Schedule, log_snr
-
-
-class Prediction(NamedTuple):
-    """What a denoiser says of x_t: E[x_0 | x_t], E[eps | x_t], and what else its network returned."""
-
-    x0: Array
-    eps: Array
-    extra: Any = None
+from jdiff.process.clock import Schedule, log_snr
 
 
 def rates(schedule: Schedule, t, x) -> tuple[Array, Array]:
@@ -93,13 +83,3 @@ def prior(schedule: Schedule, key, shape, t=1.0, *, mean=0.0, std=0.0, dtype=jnp
     scale = jnp.sqrt((alpha * jnp.asarray(std, t.dtype)) ** 2 + sigma**2).astype(dtype)
     noise = normal(key, shape, dtype)
     return jnp.broadcast_to(centre, shape[1:])[None] + jnp.broadcast_to(scale, shape[1:])[None] * noise
-
-
-def predict(denoise, schedule: Schedule, x: Array, t) -> Prediction:
-    """`denoise.predict(x, t)` where the denoiser has one; for a plain function, eps follows from its x_0."""
-    own = getattr(denoise, "predict", None)
-    if own is not None:
-        return own(x, t)
-    x0 = denoise(x, t)
-    check_same_shape("the denoiser's output", x0, "x", x)
-    return Prediction(x0, eps_from(schedule, x0, x, t))

@@ -4,21 +4,18 @@
 the last time repeats up to `size`, so that one compiled sampler serves every n <= size.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 from jax.scipy.special import betainc, betaln
 
 from jdiff.core.arrays import Array, as_time
-from jdiff.core.pytrees import concrete, vary_as
-from jdiff.process.schedules import Discrete, Schedule, last_time, time_of
-from jdiff.process.schedules import log_snr as log_snr_of
-
-LOWEST_LOG_SNR = -10.0  # the lowest log-SNR that is worth a step, close to VP's own at t = 1
+from jdiff.core.inverse import bisected
+from jdiff.core.pytrees import concrete
+from jdiff.process.clock import Schedule, check_schedule, time_of
+from jdiff.process.clock import log_snr as log_snr_of
+from jdiff.process.learned_grid import optimize as optimize
+from jdiff.process.times import LOWEST_LOG_SNR
 
 
 def uniform(n, t_min: float = 1e-3, t_max: float = 1.0, *, size: int | None = None) -> Array:
@@ -110,16 +107,7 @@ def beta(schedule: Schedule, n, alpha=0.6, beta=0.6, t_min=None, t_max=None, *, 
 @jax.custom_jvp
 def _beta_quantile(a, b, q):
     """The x in [0, 1] with I(x; a, b) = q, by bisection."""
-
-    def halve(_, ends):
-        low, high = ends
-        middle = 0.5 * (low + high)
-        below = betainc(a, b, middle) < q
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-    ends = vary_as((jnp.zeros_like(q), jnp.ones_like(q)), a, b, q)
-    low, high = lax.fori_loop(0, jnp.finfo(q.dtype).nmant + 7, halve, ends)
-    return 0.5 * (low + high)
+    return bisected(lambda x: betainc(a, b, x) >= q, q, a, b)
 
 
 @_beta_quantile.defjvp
@@ -159,7 +147,7 @@ def of_sigmas(schedule: Schedule, sigmas, n=None, *, size: int | None = None) ->
     Raises ValueError for values that are not positive (drop a final 0: `sample` denoises at the last time), do not
     descend, or leave the range by more than one.
 
-    >>> from jdiff.schedules import EDM
+    >>> from jdiff import EDM
     >>> [round(float(EDM().sigma(t)), 3) for t in of_sigmas(EDM(), [16.0, 4.0, 1.0], 5)]
     [16.0, 8.0, 4.0, 2.0, 1.0]
     """
@@ -196,63 +184,6 @@ def _check_sigmas(sigmas, logs, low, high) -> None:
             f"grid.of_sigmas: {sigmas[0]} to {sigmas[-1]} leaves the schedule's sigma/alpha, "
             f"{np.exp(low):.4g} to {np.exp(high):.4g}; keep to its range"
         )
-
-
-def optimize(
-    run: Callable[[Array], Array],
-    schedule: Schedule,
-    times: Array,
-    truth: Array,
-    *,
-    steps: int = 200,
-    learning_rate=0.05,
-) -> tuple[Array, Array]:
-    """Learn the times between the ends of a grid: (times of the least loss seen (N,), losses (steps,)).
-
-    The loss is the mean of |run(times) - truth|^2; the log-SNR between the fixed ends is divided by a softmax, so the
-    times descend whatever the gradient says; one `lax.scan` of Adam, whose first loss is that of the `times` given.
-    `truth` is what a fine grid makes of the same noise (and, for a stochastic solver, `jdiff.BrownianTree`):
-
-        run = lambda times: jdiff.sample(solver, denoise, schedule, x, times)
-        truth = run(jdiff.grid.log_snr(schedule, 200))
-        times, losses = jdiff.grid.optimize(run, schedule, jdiff.grid.log_snr(schedule, 6), truth)
-
-    Learning by differentiating through the sampler: Watson et al. 2022, arXiv:2202.05830. Raises ValueError for bad
-    times, and when run(times) and truth differ in shape.
-    """
-    times = check_times(schedule, times)
-    shape = jax.eval_shape(run, times).shape
-    if shape != jnp.shape(truth):
-        raise ValueError(f"grid.optimize: run(times) has shape {shape} but truth has {jnp.shape(truth)}")
-    levels = log_snr_of(schedule, times)
-    # below the lowest useful level nothing is learnt; the times given may begin lower all the same
-    lowest = jnp.minimum(LOWEST_LOG_SNR, jnp.min(levels[1:], initial=jnp.inf) - 1)
-    first, last = jnp.maximum(levels[0], lowest), levels[-1]
-    levels = levels.at[0].set(first)
-    adam = optax.adam(learning_rate)
-
-    def build(logits):
-        inner = first + (last - first) * jnp.cumsum(jax.nn.softmax(logits))[:-1]
-        return jnp.concatenate([times[:1], time_of(schedule, inner).astype(times.dtype), times[-1:]])
-
-    def loss(logits):
-        return jnp.mean((run(build(logits)) - truth) ** 2)
-
-    def improve(carry, _):
-        logits, state, best, least = carry
-        value, gradient = jax.value_and_grad(loss)(logits)
-        better = value < least
-        best, least = jnp.where(better, logits, best), jnp.where(better, value, least)
-        with jax.numpy_dtype_promotion("standard"):  # optax's adam mixes dtypes
-            updates, state = adam.update(gradient, state)
-        return (logits + updates, state, best, least), value
-
-    def learn(logits):
-        infinite = jnp.full((), jnp.inf, jax.eval_shape(loss, logits).dtype)
-        (_, _, best, _), losses = lax.scan(improve, (logits, adam.init(logits), logits, infinite), length=steps)
-        return build(best), losses
-
-    return jax.jit(learn)(jnp.log(jnp.diff(levels)))
 
 
 def discrete(T: int, n, spacing: str = "leading", offset: int = 0, *, size: int | None = None) -> Array:
@@ -310,6 +241,7 @@ def _fractions(n, size, dtype=None) -> Array:
 
 
 def _ends(schedule, t_min, t_max):
+    check_schedule(schedule)
     t_min = schedule.t_min if t_min is None else t_min
     t_max = schedule.t_max if t_max is None else t_max
     if concrete(t_min, t_max) and not schedule.t_min * (1 - 1e-6) <= t_min < t_max:
@@ -345,37 +277,3 @@ def _start(schedule, t_max, lowest) -> tuple[Array, Array]:
 def _pinned(times, u, t_min, t_max):
     """The two ends exactly, whatever rounding or clipping did on the way."""
     return jnp.where(u == 0, t_max, jnp.where(u == 1, t_min, times))
-
-
-def check_times(schedule: Schedule, times) -> Array:
-    """`times` as an array, after the checks of a caller's grid: (N,), descending, sigma > 0 at its end.
-
-    Raises ValueError otherwise; traced values are not looked at.
-    """
-    times = as_time(times)
-    if times.ndim != 1 or not times.shape[0]:
-        raise ValueError(f"times have shape {times.shape}; expected (N,) with N >= 1")
-    if concrete(times, schedule):
-        with jax.ensure_compile_time_eval():  # inside jit even a constant's slice is traced
-            _check_values(schedule, np.asarray(times))
-    return times
-
-
-def _check_values(schedule, values: np.ndarray) -> None:
-    rises = ~(np.diff(values) < 0)
-    if rises.any():
-        i = int(np.argmax(rises))
-        raise ValueError(
-            f"times must descend, from noise to data; times[{i}] = {values[i]}, times[{i + 1}] = {values[i + 1]}"
-        )
-    name, least = type(schedule).__name__, schedule.t_min if isinstance(schedule, Discrete) else 0.0
-    if values[0] > last_time(schedule) * (1 + 1e-6) or values[-1] < least * (1 - 1e-6):
-        raise ValueError(
-            f"times run from {values[0]} to {values[-1]}, outside [{least:g}, {last_time(schedule):g}] where {name} is "
-            f"defined; its own ends are t_max = {schedule.t_max} and t_min = {schedule.t_min}"
-        )
-    if not schedule.sigma(jnp.asarray(values[-1])) > 0:
-        raise ValueError(
-            f"times end at {values[-1]}, where sigma = 0 and there is nothing to denoise; "
-            f"end at t_min = {schedule.t_min} instead: the last denoise goes the rest of the way"
-        )

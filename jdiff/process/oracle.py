@@ -13,8 +13,9 @@ from jdiff.core.arrays import Array, as_time
 from jdiff.core.checks import check_floating, check_time
 from jdiff.core.keys import each
 from jdiff.core.pytrees import noun
-from jdiff.process.forward import Prediction, eps_from
-from jdiff.process.schedules import Schedule
+from jdiff.process.clock import Schedule
+from jdiff.process.forward import eps_from
+from jdiff.process.prediction import Denoise, Prediction
 
 
 @noun
@@ -136,14 +137,14 @@ class Gaussian:
 
 
 @noun
-class MixtureDenoiser:
+class MixtureDenoiser(Denoise):
     """E[x_0 | x_t] of a mixture under a schedule, as a pytree."""
 
     mixture: GaussianMixture
     schedule: Schedule
 
-    def __call__(self, x: Array, t) -> Array:
-        """E[x_0 | x_t], (B, D)."""
+    def predict(self, x: Array, t) -> Prediction:
+        """(E[x_0 | x_t], E[eps | x_t]), each (B, D)."""
 
         def one(alpha, sigma, x):
             mixture = self.mixture
@@ -151,11 +152,7 @@ class MixtureDenoiser:
             shift = alpha * jnp.einsum("kde,bke->bkd", mixture.covariances, away)
             return jnp.einsum("bk,bkd->bd", r, mixture.means[None] + shift)
 
-        return _per_time(one, self.schedule, x, t)
-
-    def predict(self, x: Array, t) -> Prediction:
-        """(E[x_0 | x_t], E[eps | x_t])."""
-        x0 = self(x, t)
+        x0 = _per_time(one, self.schedule, x, t)
         return Prediction(x0, eps_from(self.schedule, x0, x, t))
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, Denoise, as_time, expand, safe_log
+from jdiff.core.arrays import Array, as_time, expand, safe_log
 from jdiff.core.checks import check_time
-from jdiff.process.forward import predict, rates
-from jdiff.process.schedules import Schedule, log_snr
+from jdiff.process.clock import Schedule, log_snr
+from jdiff.process.forward import rates
+from jdiff.process.prediction import Denoise, as_denoise
 
 
 def derivative(f, t):
@@ -35,7 +36,7 @@ def forward(schedule: Schedule, t) -> tuple[Array, Array]:
 def score(denoise: Denoise, schedule: Schedule, x: Array, t) -> Array:
     """grad log p_t(x) = (alpha_t E[x_0 | x_t] - x) / sigma_t^2, (B, ...): Tweedie's formula (Efron 2011)."""
     alpha, sigma = rates(schedule, t, x)
-    return (alpha * predict(denoise, schedule, x, t).x0 - x) / sigma**2
+    return (alpha * as_denoise(denoise, schedule)(x, t) - x) / sigma**2
 
 
 def reverse(denoise: Denoise, schedule: Schedule) -> Callable:
@@ -59,10 +60,12 @@ def probability_flow(denoise: Denoise, schedule: Schedule) -> Callable:
     of flow matching (Lipman et al. 2022, arXiv:2210.02747).
     """
 
+    denoise = as_denoise(denoise, schedule)
+
     def velocity(x, t):
         check_time(t, x)
         t = as_time(t)
-        x0, eps, _ = predict(denoise, schedule, x, t)
+        x0, eps, _ = denoise.predict(x, t)
         return expand(derivative(schedule.alpha, t), x) * x0 + expand(derivative(schedule.sigma, t), x) * eps
 
     return velocity

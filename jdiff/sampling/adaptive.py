@@ -5,12 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, Denoise, as_time, expand
+from jdiff.core.arrays import Array, as_time, expand
 from jdiff.core.checks import check_floating
 from jdiff.core.keys import each
 from jdiff.core.pytrees import concrete, row_axes, varying
-from jdiff.process.forward import predict
-from jdiff.process.schedules import Discrete, Schedule, log_snr, time_of
+from jdiff.process.clock import Schedule, check_schedule, log_snr, time_of
+from jdiff.process.prediction import Denoise, as_denoise
 from jdiff.process.sde import derivative
 
 # diffrax's class; evaluations of a step; further ones before the first
@@ -77,10 +77,12 @@ def sample_adaptive(
         if name not in table:
             raise ValueError(f"sample_adaptive: unknown {kind} {name!r}; one of {', '.join(table)}")
     check_floating("x", x)
+    check_schedule(schedule)
+    denoise = as_denoise(denoise, schedule)
     if sde and key is None:
         raise ValueError("sample_adaptive: the reverse SDE draws noise: give a key, jax.random.key(seed)")
     t_max, t_min = _ends(schedule, t_max, t_min)
-    by_log_snr = sde or isinstance(schedule, Discrete)
+    by_log_snr = sde or schedule.has_kinks
     if by_log_snr:
         start, stop = jnp.maximum(log_snr(schedule, t_max), LEAST_LOG_SNR), log_snr(schedule, t_min)
     else:
@@ -98,9 +100,14 @@ def sample_adaptive(
     def place(clock, schedule):
         """t, and the derivatives of alpha and sigma by the clock."""
         one = (jnp.ones_like(clock),)
-        if isinstance(schedule, Discrete):  # variance preserving; a table's own slopes jump at its knots
-            _, speeds = jax.jvp(lambda c: (jnp.sqrt(jax.nn.sigmoid(c)), jnp.sqrt(jax.nn.sigmoid(-c))), (clock,), one)
-            return time_of(schedule, clock), speeds
+        if schedule.has_kinks:  # in log-SNR the path has no kinks: alpha^2 = scale^2 sigmoid(log-SNR)
+
+            def on_the_clock(c):
+                t = time_of(schedule, c)
+                scale = jnp.hypot(schedule.alpha(t), schedule.sigma(t))
+                return scale * jnp.sqrt(jax.nn.sigmoid(c)), scale * jnp.sqrt(jax.nn.sigmoid(-c))
+
+            return time_of(schedule, clock), jax.jvp(on_the_clock, (clock,), one)[1]
         t = time_of(schedule, clock) if by_log_snr else -clock
         speed = jax.jvp(lambda c: time_of(schedule, c), (clock,), one)[1] if by_log_snr else -one[0]
         return t, tuple(derivative(f, t) * speed for f in (schedule.alpha, schedule.sigma))
@@ -109,7 +116,7 @@ def sample_adaptive(
         denoise, schedule = context
         t, speeds = place(clock, schedule)
         y = y.reshape(1, *x.shape[1:])
-        x0, eps, _ = predict(denoise, schedule, y, t)
+        x0, eps, _ = denoise.predict(y, t)
         of_x0, of_eps = (expand(speed, y) for speed in speeds)
         if sde:  # in log-SNR g is sigma: half of g^2 score more than the flow
             of_eps = of_eps - 0.5 * expand(schedule.sigma(t), y)

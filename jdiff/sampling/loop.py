@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core.arrays import Array, Denoise
-from jdiff.core.brownian import of_step, per_sample
+from jdiff.core.arrays import Array
+from jdiff.core.keys import noise_of_step, rows_of
 from jdiff.core.pytrees import concrete, number, vary_as
-from jdiff.process.grid import check_times
-from jdiff.process.schedules import Schedule
-from jdiff.solvers.base import Now, Solver
+from jdiff.process.clock import Schedule
+from jdiff.process.prediction import Denoise, as_denoise
+from jdiff.process.times import check_times
+from jdiff.solvers.base import Now, RecallingSolver, Solver
 
 
 def sample(
@@ -37,16 +38,17 @@ def sample(
     `n` may be traced: one program for every n from 1 to N, without reverse mode; for any other n all results are nan.
     `path=True` returns (x_0, xs) with xs (N - 1, B, ...) the states at times[1:]. With `checkpoint`, reverse mode keeps
     O(sqrt(N)) states.
-    `callback(i, t, x)`, if given, is called on the host after step i with the state x reached at t, not always in
-    order (see `jdiff.progress`); it is static.
+    `callback(i, t, x, x0)`, if given, is called on the host after step i with the state x reached at t and the estimate
+    of x_0 with which the step began, not always in order (see `jdiff.progress`); it is static.
 
     `jax.jit(jdiff.sample, static_argnames=("path", "checkpoint", "callback"))` compiles once for all numbers. Raises
     ValueError for times that do not descend or end at sigma = 0, a stochastic solver without a key, and shapes that
     disagree.
     """
     times = check_times(schedule, times)
+    denoise = as_denoise(denoise, schedule)
     check_start(solver, x, times, key, n)
-    keys = per_sample(key, x.shape[0])
+    keys = rows_of(key, x.shape[0])
     traced_n = n is not None and not concrete(n)
     if traced_n:
         valid = (n >= 1) & (n <= len(times))
@@ -58,9 +60,10 @@ def sample(
     steps = Now(jnp.arange(len(times) - 1), times[:-1], times[1:], plan)
 
     def body(carry, now):
-        x, state = solver.step(denoise, schedule, carry[0], now, carry[1], of_step(keys, now.i, now.t, now.s))
+        noise = noise_of_step(keys, now.i, now.t, now.s)
+        x, state, prediction = solver.step(denoise, schedule, carry[0], now, carry[1], noise)
         if callback is not None:
-            jax.debug.callback(callback, now.i, now.s, x)
+            jax.debug.callback(callback, now.i, now.s, x, prediction.x0)
         return vary_as((x, state), carry), (x if path else None)
 
     start = vary_as((x, solver.init(x)), x, keys, solver, denoise, schedule, times)
@@ -70,8 +73,7 @@ def sample(
         (x, state), trace = _checkpointed_scan(body, start, steps, len(times) - 1)
     else:
         (x, state), trace = lax.scan(body, start, steps)
-    recall = getattr(solver, "recall", None)  # what the last evaluation is to know of the steps before it
-    x0 = (denoise if recall is None else recall(denoise, state))(x, last)
+    x0 = (solver.recall(denoise, state) if isinstance(solver, RecallingSolver) else denoise)(x, last)
     if traced_n:
         x0, trace = jax.tree.map(lambda a: jnp.where(valid, a, jnp.nan), (x0, trace))
     return (x0, trace) if path else x0
@@ -87,12 +89,14 @@ def invert(solver: Solver, denoise: Denoise, schedule: Schedule, x: Array, times
     times = check_times(schedule, times)
     if solver.stochastic:
         raise ValueError(f"{type(solver).__name__} draws noise and has no inverse; use DDIM(0), Heun, DPMpp2M, ...")
+    denoise = as_denoise(denoise, schedule)
     check_start(solver, x, times, None)
     up = times[::-1]
     steps = Now(jnp.arange(len(up) - 1), up[:-1], up[1:], solver.plan(schedule, up, len(up)))
 
     def body(carry, now):
-        return vary_as(solver.step(denoise, schedule, carry[0], now, carry[1], None), carry), None
+        x, state, _ = solver.step(denoise, schedule, carry[0], now, carry[1], None)
+        return vary_as((x, state), carry), None
 
     start = vary_as((x, solver.init(x)), x, solver, denoise, schedule, times)
     return _checkpointed_scan(body, start, steps, len(up) - 1)[0][0]

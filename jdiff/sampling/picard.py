@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core.arrays import Array, Denoise, expand
-from jdiff.core.brownian import of_step, per_sample
+from jdiff.core.arrays import Array, expand
+from jdiff.core.keys import noise_of_step, rows_of
 from jdiff.core.pytrees import noun, vary_as
-from jdiff.process.forward import Prediction, fresh_noise, predict
-from jdiff.process.grid import check_times
-from jdiff.process.schedules import Schedule
+from jdiff.process.clock import Schedule
+from jdiff.process.forward import fresh_noise
+from jdiff.process.prediction import Denoise, Prediction, as_denoise
+from jdiff.process.times import check_times
 from jdiff.sampling.loop import check_start
 from jdiff.solvers.base import Now, Solver
 
@@ -52,20 +53,21 @@ def sample_parallel(
     Without reverse mode. Raises ValueError for solvers with memory, for windows that do not fit, and as `sample` does.
     """
     times = check_times(schedule, times)
+    denoise = as_denoise(denoise, schedule)
     length = len(times) - 1
     check_start(solver, x, times, key)
     width = _check(solver, x, length, window, max_sweeps)
     if not length:
         return denoise(x, times[-1]), Info(jnp.zeros((), int), jnp.ones((), int))
     least = 1 if max_sweeps is None else -(-length // max_sweeps)
-    keys = per_sample(key, x.shape[0])
+    keys = rows_of(key, x.shape[0])
     steps = Now(jnp.arange(length), times[:-1], times[1:], solver.plan(schedule, times, len(times)))
     slopes = _slopes(solver, schedule, steps, std)
     spread = jnp.sqrt((schedule.alpha(times) * std) ** 2 + schedule.sigma(times) ** 2)
     allowed = tol * schedule.sigma(times[1:]) * jnp.sqrt(fresh_noise(schedule, times[:-1], times[1:]))
 
     def advance(x, now):
-        return solver.step(denoise, schedule, x, now, (), of_step(keys, now.i, now.t, now.s))[0]
+        return solver.step(denoise, schedule, x, now, (), noise_of_step(keys, now.i, now.t, now.s))[0]
 
     def sweep(carry):
         start, states, sweeps = carry
@@ -110,7 +112,7 @@ def _linear_recurrence(slope, residual):
 
 
 @noun
-class _Gaussian:
+class _Gaussian(Denoise):
     """The exact denoiser of N(0, std^2)."""
 
     schedule: Schedule
@@ -121,9 +123,6 @@ class _Gaussian:
         scale = x / ((alpha * self.std) ** 2 + sigma**2)
         return Prediction(alpha * self.std**2 * scale, sigma * scale, jnp.zeros_like(x))
 
-    def __call__(self, x, t):
-        return self.predict(x, t).x0
-
 
 def _slopes(solver, schedule, steps, std):
     """d x_s / d x_t of each step for data of N(0, std^2): 0 or more, and finite."""
@@ -131,7 +130,7 @@ def _slopes(solver, schedule, steps, std):
     oracle = _Gaussian(schedule, std)
 
     def slope(now):
-        f = lambda x: solver.step(oracle, schedule, x, now, (), of_step(keys, now.i, now.t, now.s))[0]  # noqa: E731
+        f = lambda x: solver.step(oracle, schedule, x, now, (), noise_of_step(keys, now.i, now.t, now.s))[0]  # noqa: E731
         one = jnp.ones((1, 1), now.t.dtype)
         return jax.jvp(f, (one,), (one,))[1][0, 0]
 
@@ -142,19 +141,15 @@ def _calls(solver, denoise, schedule, x, steps, keys) -> int:
     """How often a step calls the denoiser, counted while it is traced."""
     count = 0
 
-    class Counted:
-        def __call__(self, x, t):
-            nonlocal count
-            count += 1
-            return denoise(x, t)
-
+    class Counted(Denoise):
         def predict(self, x, t):
             nonlocal count
             count += 1
-            return predict(denoise, schedule, x, t)
+            return denoise.predict(x, t)
 
+    Counted.schedule = schedule
     now = jax.tree.map(lambda a: a[0], steps)
-    jax.eval_shape(lambda: solver.step(Counted(), schedule, x, now, (), of_step(keys, now.i, now.t, now.s)))
+    jax.eval_shape(lambda: solver.step(Counted(), schedule, x, now, (), noise_of_step(keys, now.i, now.t, now.s)))
     return count
 
 

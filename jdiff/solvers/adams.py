@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from jdiff.core.arrays import Number, expand
 from jdiff.core.checks import LARGEST, check_range
 from jdiff.core.pytrees import noun
-from jdiff.process.forward import predict
 from jdiff.solvers import stages
 from jdiff.solvers.base import Mix, check_order, mix, steps_before
 from jdiff.solvers.multistep import Multistep, Start, starting
@@ -19,7 +18,7 @@ def LMS(order: int = 4, start: str = "low_order") -> Multistep:
     Crowson's k-diffusion; Karras et al. 2022, arXiv:2206.00364, eq. 3. Raises ValueError for an order below 1.
     """
     check_order("LMS", order)
-    return Multistep(None, order, NOISE_BY_RATIO, None, 0, starting("LMS", start, order, NOISE), few=0)
+    return Multistep(None, order, NOISE_BY_RATIO, None, 0, starting("LMS", start, order, NOISE), low_order_below=0)
 
 
 def DEIS(order: int = 3, coordinate: str = "t", start: str = "low_order") -> Multistep:
@@ -46,7 +45,7 @@ def ExponentialAB(order: int = 3, prediction: str = "x0", start: str = "low_orde
     if prediction not in rules:
         raise ValueError(f"ExponentialAB: unknown prediction {prediction!r}; one of {', '.join(rules)}")
     rule = rules[prediction]
-    return Multistep(None, order, rule, None, 0, starting("ExponentialAB", start, order, rule), few=0)
+    return Multistep(None, order, rule, None, 0, starting("ExponentialAB", start, order, rule), low_order_below=0)
 
 
 def PNDM(start: str = "runge_kutta") -> Multistep:
@@ -74,7 +73,7 @@ def IPNDM(order: int = 4) -> Multistep:
 
 
 def _AsIfEven(order):
-    return Multistep(None, order, NOISE_BY_INDEX, None, 0, None, few=0)
+    return Multistep(None, order, NOISE_BY_INDEX, None, 0, None, low_order_below=0)
 
 
 @noun
@@ -103,6 +102,7 @@ class GradientEstimation:
         return jnp.zeros_like(x)
 
     def step(self, denoise, schedule, x, now, state, key):
-        prediction = predict(denoise, schedule, x, now.t)
-        first, pull = now.plan
-        return mix(first, prediction, x, None) + expand(pull, x) * (state - prediction.eps), prediction.eps
+        prediction = denoise.predict(x, now.t)
+        first, change = now.plan
+        x_s = mix(first, prediction, x, None) + expand(change, x) * (state - prediction.eps)
+        return x_s, prediction.eps, prediction

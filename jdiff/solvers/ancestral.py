@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 
 from jdiff.core.arrays import Number, expand, safe_sqrt
+from jdiff.core.checks import check_range
 from jdiff.core.keys import normal
 from jdiff.core.pytrees import noun
 from jdiff.process.forward import fresh_noise
-from jdiff.process.schedules import time_at
-from jdiff.solvers.base import check_at_least, is_positive
+from jdiff.solvers.base import OneStepSolver, is_positive
 from jdiff.solvers.ddim import DDIM
 from jdiff.solvers.stages import DPM2, DPMpp2S
 
@@ -27,7 +27,7 @@ class Ancestral:
     eta: Number = 1.0
 
     def check(self):
-        check_at_least(self, 0, eta=self.eta)
+        check_range(self, 0, eta=self.eta)
         check_base(self, self.base)
 
     @property
@@ -42,7 +42,7 @@ class Ancestral:
         t, s = times[:-1], times[1:]
         alpha, sigma = schedule.alpha(s), schedule.sigma(s)
         c = jnp.minimum(self.eta**2 * fresh_noise(schedule, t, s), MOST_FRESH)
-        down = jnp.where(c > 0, time_at(schedule, alpha, sigma * jnp.sqrt(1 - c)), s)
+        down = jnp.where(c > 0, schedule.time_at(alpha, sigma * jnp.sqrt(1 - c)), s)
         # a table ends at its first knot: what cannot be taken off there is not put back
         reached = schedule.sigma(down) / (schedule.alpha(down) * sigma)
         c = jnp.where(c > 0, jnp.maximum(1 - (alpha * reached) ** 2, 0), 0)
@@ -53,14 +53,14 @@ class Ancestral:
 
     def step(self, denoise, schedule, x, now, state, key):
         down, plan, grow, noise = now.plan
-        x, _ = self.base.step(denoise, schedule, x, now._replace(s=down, plan=plan), (), None)
-        return expand(grow, x) * x + scaled_noise(noise, x, key), state
+        x, _, prediction = self.base.step(denoise, schedule, x, now._replace(s=down, plan=plan), (), None)
+        return expand(grow, x) * x + scaled_noise(noise, x, key), state, prediction
 
 
 def check_base(solver, base) -> None:
     """Raise ValueError unless `base` is a deterministic solver without memory."""
     name = type(solver).__name__
-    if not hasattr(base, "between"):
+    if not isinstance(base, OneStepSolver):
         raise ValueError(f"{name}: {type(base).__name__} cannot step between free times; use Euler, Heun, RK4 or DPM2")
     if base.stochastic:
         raise ValueError(f"{name}: {type(base).__name__} draws noise of its own; use Euler, Heun, RK4 or DPM2")

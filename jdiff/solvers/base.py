@@ -1,28 +1,27 @@
 """What a solver is: an update rule between two times, (x_t, t, s) -> x_s with s < t.
 
 A solver is a pytree of numbers with three pure methods, like an optax transformation. `plan` computes the coefficients
-of all steps at once, `init` the state, and `step` receives the denoiser, not a prediction: it evaluates it as often
-as it likes. `order` is the order of convergence; `stochastic` says that it cannot run without a key.
+of all steps at once, `init` makes the state, and `step` receives the denoiser, not a prediction: it evaluates the
+denoiser as often as it likes.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jdiff.core.arrays import Array, Denoise, expand
-from jdiff.core.checks import check_range
+from jdiff.core.arrays import Array, expand
 from jdiff.core.keys import normal
 from jdiff.core.pytrees import concrete
-from jdiff.process.forward import Prediction
-from jdiff.process.schedules import Schedule
+from jdiff.process.clock import Schedule
+from jdiff.process.prediction import Denoise, Prediction
 
 LEAST_ALPHA = 1e-4  # of sigma: below it, 1/alpha would amplify rounding, and a step in sigma/alpha is endless
 
 
 class Now(NamedTuple):
-    """One step of the grid: its index, from t to s, and its slice of the plan."""
+    """One step of the grid: its index i, its times t and s < t, and its slice of the plan."""
 
     i: Array
     t: Array
@@ -31,23 +30,71 @@ class Now(NamedTuple):
 
 
 class Solver(Protocol):
-    """What `sample` asks of a solver."""
+    """What `sample` asks of a solver.
+
+    Attributes:
+        order: the order of convergence to the solution of the ODE, or of the SDE.
+        stochastic: whether it cannot run without a key.
+    """
 
     order: int
     stochastic: bool
 
     def plan(self, schedule: Schedule, times: Array, n, breaks: Array | None = None) -> Any:
-        """A pytree with leading axis N - 1: what each step needs, from times (N,) of which n count.
+        """What each step needs, computed for all steps at once.
 
-        `breaks`, (N - 1,): the steps before which another solver has moved x, so that the steps before it belong to
-        another path. A solver that remembers earlier predictions begins anew there; the others ignore it.
+        Args:
+            schedule: the schedule of the process.
+            times: (N,), descending.
+            n: how many of the times are used, N or a traced number below it.
+            breaks: (N - 1,), the steps before which another solver has moved x. A solver that remembers earlier
+                predictions begins anew there, because they belong to another path; the others ignore it.
+
+        Returns:
+            A pytree whose arrays have the leading axis N - 1.
         """
+        ...
 
     def init(self, x: Array) -> Any:
-        """The state before the first step."""
+        """The state before the first step; () for a solver without memory."""
+        ...
 
-    def step(self, denoise: Denoise, schedule: Schedule, x: Array, now: Now, state: Any, key) -> tuple[Array, Any]:
-        """(x_s, state). `key`: one key per sample (B,), or None."""
+    def step(
+        self, denoise: Denoise, schedule: Schedule, x: Array, now: Now, state: Any, key
+    ) -> tuple[Array, Any, Prediction]:
+        """One step from x_t to x_s.
+
+        Args:
+            denoise: the denoiser.
+            schedule: the schedule of the process.
+            x: x_t, (B, ...).
+            now: the step.
+            state: what `init` or the step before returned.
+            key: one key per sample, (B,), or the `Noise` of the step, or None.
+
+        Returns:
+            (x_s, state, prediction): x_s (B, ...), the new state, and the first prediction that the step made, which
+            must not come out of a loop of the step's own.
+        """
+        ...
+
+
+@runtime_checkable
+class OneStepSolver(Solver, Protocol):
+    """A solver without memory whose steps may go between any two times, not only those of a grid."""
+
+    def between(self, schedule: Schedule, t: Array, s: Array) -> Any:
+        """The plan of steps from t (N,) to s (N,), as `plan` returns it."""
+        ...
+
+
+@runtime_checkable
+class RecallingSolver(Solver, Protocol):
+    """A solver whose state changes what the denoiser sees, also at the last evaluation of `sample`."""
+
+    def recall(self, denoise: Denoise, state: Any) -> Denoise:
+        """The denoiser as the next evaluation is to see it."""
+        ...
 
 
 def steps_before(breaks: Array | None, count: int) -> Array:
@@ -59,11 +106,6 @@ def steps_before(breaks: Array | None, count: int) -> Array:
 def nearly_noise(schedule: Schedule, t: Array) -> Array:
     """Whether alpha is so small beside sigma that nothing may be divided by it."""
     return schedule.alpha(t) < LEAST_ALPHA * schedule.sigma(t)
-
-
-def check_at_least(solver, least: float, /, **numbers) -> None:
-    """Raise ValueError unless each number, where it is known now, is `least` or more, and finite."""
-    check_range(solver, least, **numbers)
 
 
 def check_order(name: str, order, most: int | None = None) -> None:

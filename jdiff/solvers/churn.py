@@ -5,9 +5,8 @@ import jax.numpy as jnp
 from jdiff.core.arrays import Number, expand, safe_sqrt
 from jdiff.core.checks import check_range
 from jdiff.core.pytrees import noun
-from jdiff.process.schedules import last_time, time_at
 from jdiff.solvers.ancestral import check_base, scaled_noise
-from jdiff.solvers.base import check_at_least, is_positive, nearly_noise
+from jdiff.solvers.base import is_positive, nearly_noise
 from jdiff.solvers.runge_kutta import Heun
 
 MOST_CHURN = 2**0.5 - 1
@@ -29,7 +28,7 @@ class Churn:
     s_noise: Number = 1.0
 
     def check(self):
-        check_at_least(self, 0, churn=self.churn, s_min=self.s_min, s_noise=self.s_noise)
+        check_range(self, 0, churn=self.churn, s_min=self.s_min, s_noise=self.s_noise)
         check_range(self, 0, float("inf"), s_max=self.s_max)
         check_base(self, self.base)
 
@@ -44,13 +43,13 @@ class Churn:
     def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        blind = nearly_noise(schedule, t)
-        ratio = sigma / jnp.where(blind, 1, alpha)
-        inside = ~blind & (ratio >= self.s_min) & (ratio <= self.s_max)
+        no_signal = nearly_noise(schedule, t)
+        ratio = sigma / jnp.where(no_signal, 1, alpha)
+        inside = ~no_signal & (ratio >= self.s_min) & (ratio <= self.s_max)
         gamma = jnp.where(inside, jnp.minimum(self.churn / n, MOST_CHURN), 0)
-        up = jnp.minimum(time_at(schedule, alpha, (1 + gamma) * sigma), last_time(schedule))
+        up = jnp.minimum(schedule.time_at(alpha, (1 + gamma) * sigma), schedule.last_time)
         up = jnp.where((gamma > 0) & (up > t), up, t)
-        grow = jnp.where(blind, 1, schedule.alpha(up) / jnp.where(blind, 1, alpha))
+        grow = jnp.where(no_signal, 1, schedule.alpha(up) / jnp.where(no_signal, 1, alpha))
         more = jnp.where(up > t, schedule.sigma(up) ** 2 - (grow * sigma) ** 2, 0)
         return up, grow, self.s_noise * safe_sqrt(more), self.base.between(schedule, up, s)
 

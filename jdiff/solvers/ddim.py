@@ -1,12 +1,12 @@
 """DDIM and DDPM: solvers that keep the predicted x_0 and renew a share of the predicted noise."""
 
 import jax.numpy as jnp
-import numpy as np
 
 from jdiff.core.arrays import Number, expand, safe_divide, safe_sqrt
-from jdiff.core.pytrees import concrete, noun, static
-from jdiff.process.forward import fresh_noise, predict
-from jdiff.solvers.base import Mix, check_at_least, mix
+from jdiff.core.checks import check_range
+from jdiff.core.pytrees import noun, static
+from jdiff.process.forward import fresh_noise
+from jdiff.solvers.base import Mix, is_positive, mix
 
 
 @noun
@@ -22,11 +22,11 @@ class DDIM:
     order = 1
 
     def check(self):
-        check_at_least(self, 0, eta=self.eta)
+        check_range(self, 0, eta=self.eta)
 
     @property
     def stochastic(self):
-        return concrete(self.eta) and bool((np.asarray(self.eta) > 0).any())
+        return is_positive(self.eta)
 
     def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
@@ -38,7 +38,8 @@ class DDIM:
         return ()
 
     def step(self, denoise, schedule, x, now, state, key):
-        return mix(now.plan, predict(denoise, schedule, x, now.t), x, key), state
+        prediction = denoise.predict(x, now.t)
+        return mix(now.plan, prediction, x, key), state, prediction
 
 
 VARIANCES = {"small": 0.0, "large": 1.0, "learned": None}
@@ -72,7 +73,7 @@ class DDPM:
         return ()
 
     def step(self, denoise, schedule, x, now, state, key):
-        prediction = predict(denoise, schedule, x, now.t)
+        prediction = denoise.predict(x, now.t)
         coefficients, growth = now.plan
         scale = None
         if self.variance == "learned":
@@ -82,4 +83,4 @@ class DDPM:
                     "guidance chooses from, with learned_variance=True"
                 )
             scale = expand(growth, x) ** (0.5 * (prediction.extra + 1))
-        return mix(coefficients, prediction, x, key, scale), state
+        return mix(coefficients, prediction, x, key, scale), state, prediction

@@ -4,19 +4,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from jdiff.core.arrays import Number, expand
+from jdiff.core.checks import check_range
 from jdiff.core.keys import fold, normal, part
 from jdiff.core.pytrees import noun, static
-from jdiff.process.forward import predict
-from jdiff.solvers.base import check_at_least, check_order, nearly_noise
+from jdiff.solvers.base import check_order, nearly_noise
 
 
 def _norm(x):
     return jnp.sqrt(jnp.sum(x**2, axis=tuple(range(1, x.ndim))))
 
 
-def _repeat(count, body, x):
-    """body(j, x) for j = 0..count-1 as a scan: it is differentiated backwards too."""
-    return lax.scan(lambda x, j: (body(j, x), None), x, jnp.arange(count))[0]
+def _repeat(steps: range, body, x):
+    """x <- body(j, x) for each j, as a scan: it is differentiated backwards too."""
+    return lax.scan(lambda x, j: (body(j, x), None), x, jnp.asarray(steps))[0] if steps else x
 
 
 NORMS = {
@@ -41,7 +41,7 @@ class Langevin:
     norms: str = static("expected")
 
     def check(self):
-        check_at_least(self, 0, snr=self.snr)
+        check_range(self, 0, snr=self.snr)
         check_order("Langevin, number of steps as", self.steps)
         if self.norms not in NORMS:
             raise ValueError(f"Langevin: unknown norms {self.norms!r}; one of {', '.join(NORMS)}")
@@ -51,12 +51,12 @@ class Langevin:
         sigma = schedule.sigma(t)
 
         def body(j, x):
-            score = -predict(denoise, schedule, x, t).eps / expand(sigma, x)
+            score = -denoise.predict(x, t).eps / expand(sigma, x)
             z = normal(fold(key, j), x.shape, x.dtype)
             root = expand(2 * self.snr * NORMS[self.norms](score, z, sigma), x)  # of 2 e
             return x + 0.5 * root**2 * score + root * z
 
-        return _repeat(self.steps, body, x)
+        return _repeat(range(self.steps), body, x)
 
 
 @noun
@@ -80,8 +80,8 @@ class PredictorCorrector:
 
     def step(self, denoise, schedule, x, now, state, key):
         # keys of their own for the two: solvers may be nested
-        x, state = self.predictor.step(denoise, schedule, x, now, state, part(key, now.t, now.s, 0))
-        return self.corrector.correct(denoise, schedule, x, now.s, fold(key, 1)), state
+        x, state, prediction = self.predictor.step(denoise, schedule, x, now, state, part(key, now.t, now.s, 0))
+        return self.corrector.correct(denoise, schedule, x, now.s, fold(key, 1)), state, prediction
 
 
 @noun
@@ -99,14 +99,16 @@ class AnnealedLangevin:
     stochastic = True
 
     def check(self):
-        check_at_least(self, 0, step_size=self.step_size)
+        check_range(self, 0, step_size=self.step_size)
         check_order("AnnealedLangevin, number of steps as", self.steps)
 
     def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
-        blind = nearly_noise(schedule, t)
+        no_signal = nearly_noise(schedule, t)
         return jnp.where(
-            blind, schedule.sigma(s) / schedule.sigma(t), schedule.alpha(s) / jnp.where(blind, 1, schedule.alpha(t))
+            no_signal,
+            schedule.sigma(s) / schedule.sigma(t),
+            schedule.alpha(s) / jnp.where(no_signal, 1, schedule.alpha(t)),
         )
 
     def init(self, x):
@@ -116,8 +118,11 @@ class AnnealedLangevin:
         sigma = schedule.sigma(now.s)
         drift, noise = expand(-0.5 * self.step_size * sigma, x), expand(jnp.sqrt(self.step_size) * sigma, x)
 
-        def body(j, x):
-            eps = predict(denoise, schedule, x, now.s).eps
+        def move(x, eps, j):
             return x + drift * eps + noise * normal(fold(key, j), x.shape, x.dtype)
 
-        return _repeat(self.steps, body, expand(now.plan, x) * x), state
+        x = expand(now.plan, x) * x
+        first = denoise.predict(x, now.s)  # outside of the loop, which its result cannot leave
+        x = move(x, first.eps, 0)
+        x = _repeat(range(1, self.steps), lambda j, x: move(x, denoise.predict(x, now.s).eps, j), x)
+        return x, state, first

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff.core.arrays import Array, as_time, safe_divide
-from jdiff.process.schedules import log_snr, time_of
+from jdiff.process.clock import log_snr, time_of
 from jdiff.process.sde import derivative
 from jdiff.solvers.base import nearly_noise
 
@@ -43,8 +43,8 @@ class Rule(NamedTuple):
     time: Callable  # (schedule, c) -> t
     density: Callable  # (schedule, c, c_t, c_s, k) -> m(c), up to a factor
     total: Callable  # (schedule, t, s, k) -> the sum of all W_j, j = 0 included
-    carry: Callable  # (schedule, t, s, k) -> what x_s keeps of a change of x_t, the predictions held fixed
-    most_order: float = float("inf")  # where the density is only nearly right
+    retained: Callable  # (schedule, t, s, k) -> what x_s keeps of a change of x_t, the predictions held fixed
+    highest_order: float = float("inf")  # where the density is only nearly right
 
 
 def half_log_snr(schedule, t) -> Array:
@@ -69,18 +69,18 @@ def _data_total(schedule, t, s, k):
     return schedule.alpha(s) * -jnp.expm1(-k * _step(schedule, t, s))
 
 
-def _data_carry(schedule, t, s, k):
+def _data_retained(schedule, t, s, k):
     return safe_divide(schedule.sigma(s), schedule.sigma(t)) * jnp.exp(-(k - 1) * _step(schedule, t, s))
 
 
-def _noise_carry(schedule, t, s, k):
+def _noise_retained(schedule, t, s, k):
     alpha = schedule.alpha(t)
-    blind = nearly_noise(schedule, t)
-    return jnp.where(blind, 0, schedule.alpha(s) / jnp.where(blind, 1, alpha))
+    no_signal = nearly_noise(schedule, t)
+    return jnp.where(no_signal, 0, schedule.alpha(s) / jnp.where(no_signal, 1, alpha))
 
 
 def _noise_total(schedule, t, s, k):
-    kept = _noise_carry(schedule, t, s, k)
+    kept = _noise_retained(schedule, t, s, k)
     change = schedule.sigma(s) * -jnp.expm1(jnp.where(kept == 0, 0, _step(schedule, t, s)))
     return jnp.where(kept == 0, 0, change)
 
@@ -126,12 +126,12 @@ def _eps(prediction):
 
 
 # functions with names: solvers can then be pickled
-DATA = Rule(_x0, half_log_snr, _time_of_half, _data_density, _data_total, _data_carry)
-NOISE = Rule(_eps, half_log_snr, _time_of_half, _noise_density, _noise_total, _noise_carry)
-NOISE_BY_RATIO = Rule(_eps, _ratio, _time_of_ratio, _flat, _noise_total, _noise_carry)
-NOISE_BY_TIME = Rule(_eps, _times, _same_time, _ratio_density, _noise_total, _noise_carry)
+DATA = Rule(_x0, half_log_snr, _time_of_half, _data_density, _data_total, _data_retained)
+NOISE = Rule(_eps, half_log_snr, _time_of_half, _noise_density, _noise_total, _noise_retained)
+NOISE_BY_RATIO = Rule(_eps, _ratio, _time_of_ratio, _flat, _noise_total, _noise_retained)
+NOISE_BY_TIME = Rule(_eps, _times, _same_time, _ratio_density, _noise_total, _noise_retained)
 NOISE_BY_INDEX = Rule(  # a grid has no time between its steps; the density is nearly right for two nodes
-    _eps, _index, None, _flat, _noise_total, _noise_carry, 2
+    _eps, _index, None, _flat, _noise_total, _noise_retained, 2
 )
 
 

@@ -1,26 +1,32 @@
 """Self-conditioned sampling: each step sees the estimate of x_0 that the step before made."""
 
 import jax.numpy as jnp
-from jax.extend.core import get_opaque_trace_state
 
-from jdiff.core.arrays import Denoise
 from jdiff.core.pytrees import noun
 from jdiff.denoisers.network import remember
-from jdiff.process.forward import predict
+from jdiff.process.prediction import Denoise
+from jdiff.solvers.base import Solver
 
 
 @noun
 class Remember:
     """`base`, with its denoiser's networks shown the last estimate of x_0: 0 at the first evaluation.
 
-    For a `denoiser(..., self_conditioning=True)`, also under guidance, whose networks then all see the guided
-    estimate; no evaluation is added. Of solvers that evaluate several times a step, the first estimate of the step is
-    shown to the rest of it and to the next step.  Chen et al. 2022, arXiv:2208.04202, section 3.2 and algorithm 2.
-    Goes around other solvers, not into them. Raises ValueError for a denoiser without self-conditioning, and for
-    solvers all of whose evaluations are inside a loop of their own (`AnnealedLangevin`).
+    The denoiser is a `denoiser(..., self_conditioning=True)`, also under guidance, whose networks then all see the
+    guided estimate. No evaluation is added. The first estimate of a step is shown to the rest of the step, where the
+    solver evaluates several times, and to the next step.
+
+    Args:
+        base: the solver. `Remember` goes around other solvers, not into them.
+
+    Raises:
+        ValueError: in `step`, for a denoiser without self-conditioning.
+
+    Reference:
+        Chen et al. 2022, arXiv:2208.04202, section 3.2 and algorithm 2.
     """
 
-    base: object
+    base: Solver
 
     @property
     def order(self):
@@ -38,36 +44,26 @@ class Remember:
 
     def step(self, denoise, schedule, x, now, state, key):
         state, previous = state
-        watched = _Watched(denoise, schedule, previous)
-        x, state = self.base.step(watched, schedule, x, now, state, key)
-        if watched.first is None:
-            name = type(self.base).__name__
-            raise ValueError(f"Remember: {name} evaluates in a loop of its own; use DDIM, Heun, DPMpp2M")
-        return x, (state, watched.first.astype(x.dtype))
+        x, state, prediction = self.base.step(_OneStep(denoise, previous), schedule, x, now, state, key)
+        return x, (state, prediction.x0.astype(x.dtype)), prediction
 
     def recall(self, denoise: Denoise, state) -> Denoise:
         """The denoiser as the next evaluation is to see it: what `sample` ends with."""
         return remember(denoise, state[1])
 
 
-class _Watched:
-    """A denoiser for the length of one step: keeps the first estimate it makes, and shows it to the next ones."""
+class _OneStep(Denoise):
+    """A denoiser for the length of one step: its first evaluation is shown `previous`, the next ones the first's x_0.
 
-    def __init__(self, denoise, schedule, previous):
-        self.denoise, self.schedule, self.previous, self.first = denoise, schedule, previous, None
-        self.level = _level()
+    It changes when it is called. A solver returns its first prediction, so that one never comes out of a loop.
+    """
 
-    def __call__(self, x, t):
-        return self.predict(x, t).x0
+    def __init__(self, denoise, previous):
+        self.denoise, self.schedule = remember(denoise, previous), denoise.schedule
+        self.first = None
 
     def predict(self, x, t):
-        previous = self.previous if self.first is None else self.first
-        prediction = predict(remember(self.denoise, previous), self.schedule, x, t)
-        if self.first is None and _level() == self.level:  # what is made inside a loop cannot leave it
-            self.first = prediction.x0
-        return prediction
-
-
-def _level():
-    """Which function JAX is tracing."""
-    return get_opaque_trace_state(convention="flax")
+        if self.first is not None:
+            return remember(self.denoise, self.first.x0).predict(x, t)
+        self.first = self.denoise.predict(x, t)
+        return self.first

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jdiff.core.arrays import Number, expand, safe_sqrt
+from jdiff.core.checks import check_range
 from jdiff.core.keys import fold, normal, part
 from jdiff.core.pytrees import noun, static
-from jdiff.process.schedules import time_at
-from jdiff.solvers.base import Now, check_at_least, check_order
+from jdiff.solvers.base import Now, check_order
 from jdiff.solvers.runge_kutta import Heun
 
 
@@ -35,8 +35,8 @@ class Restart:
         return self.base.order
 
     def check(self):
-        check_at_least(self, 1e-12, low=self.low)
-        check_at_least(self, self.low, high=self.high)
+        check_range(self, 1e-12, low=self.low)
+        check_range(self, self.low, high=self.high)
         check_order("Restart, number of rounds as", self.rounds)
         check_order("Restart, number of steps as", self.steps)
 
@@ -47,11 +47,11 @@ class Restart:
         ratio = schedule.sigma(s) / schedule.alpha(s)
         # back to where the step ended, from the restart's height or wherever the schedule ends
         one = jnp.ones_like(self.high * ratio)
-        top = jnp.minimum(time_at(schedule, one, self.high * one), schedule.t_max)
+        top = jnp.minimum(schedule.time_at(one, self.high * one), schedule.t_max)
         high = schedule.sigma(top) / schedule.alpha(top)
         u = jnp.linspace(0, 1, self.steps + 1, dtype=t.dtype)[None]
         a, b = high[:, None] ** (1 / 7), ratio[:, None] ** (1 / 7)
-        inner = time_at(schedule, jnp.ones_like(a + u), (a + u * (b - a)) ** 7)
+        inner = schedule.time_at(jnp.ones_like(a + u), (a + u * (b - a)) ** 7)
         inner = inner.at[:, 0].set(top).at[:, -1].set(s)
         plan = jax.vmap(lambda row: Heun().between(schedule, row[:-1], row[1:]))(inner)
         after = jnp.concatenate([jnp.zeros_like(crossed[:1]), crossed[:-1]])  # the steps that follow a restart
@@ -63,7 +63,9 @@ class Restart:
     def step(self, denoise, schedule, x, now, state, key):
         crossed, inner, inner_plan, plan = now.plan
         # keys of their own for the two: solvers may be nested
-        x, state = self.base.step(denoise, schedule, x, now._replace(plan=plan), state, part(key, now.t, now.s, 0))
+        x, state, prediction = self.base.step(
+            denoise, schedule, x, now._replace(plan=plan), state, part(key, now.t, now.s, 0)
+        )
         top, s = inner[0], inner[-1]
         grow = schedule.alpha(top) / schedule.alpha(s)
         noise = safe_sqrt(schedule.sigma(top) ** 2 - (grow * schedule.sigma(s)) ** 2)
@@ -77,4 +79,5 @@ class Restart:
             steps = Now(jnp.arange(self.steps), inner[:-1], inner[1:], inner_plan)
             return lax.scan(down, x, steps)[0], None
 
-        return lax.cond(crossed, lambda: lax.scan(once, x, jnp.arange(self.rounds))[0], lambda: x), state
+        x = lax.cond(crossed, lambda: lax.scan(once, x, jnp.arange(self.rounds))[0], lambda: x)
+        return x, state, prediction

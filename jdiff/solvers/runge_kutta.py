@@ -6,8 +6,6 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Array, expand
 from jdiff.core.pytrees import noun, static
-from jdiff.process.forward import predict
-from jdiff.process.schedules import time_at
 from jdiff.solvers.base import Mix, mix, nearly_noise
 
 
@@ -35,11 +33,11 @@ class RungeKutta:
     def between(self, schedule, t, s):
         """The plan of steps from t (N,) to s (N,), wherever they are."""
         (alpha_t, sigma_t), (alpha_s, sigma_s) = ((schedule.alpha(u), schedule.sigma(u)) for u in (t, s))
-        blind = nearly_noise(schedule, t)
-        m_t = jnp.where(blind, alpha_t + sigma_t, jnp.where(blind, 1, alpha_t))
-        m_s = jnp.where(blind, alpha_s + sigma_s, jnp.where(blind, 1, alpha_s))
+        no_signal = nearly_noise(schedule, t)
+        m_t = jnp.where(no_signal, alpha_t + sigma_t, jnp.where(no_signal, 1, alpha_t))
+        m_s = jnp.where(no_signal, alpha_s + sigma_s, jnp.where(no_signal, 1, alpha_s))
         # over alpha itself the change is exactly 0
-        alpha = jnp.where(blind, alpha_t / m_t, 1), jnp.where(blind, alpha_s / m_s, 1)
+        alpha = jnp.where(no_signal, alpha_t / m_t, 1), jnp.where(no_signal, alpha_s / m_s, 1)
         sigma = sigma_t / m_t, sigma_s / m_s
         times, first = [], []
         for row in self.rows:
@@ -47,10 +45,10 @@ class RungeKutta:
             if abs(c - 1) < 1e-9:
                 here = s
             else:
-                here = time_at(schedule, *(a + c * (b - a) for a, b in (alpha, sigma)))
+                here = schedule.time_at(*(a + c * (b - a) for a, b in (alpha, sigma)))
             a, b = schedule.alpha(here), schedule.sigma(here)
             times.append(here)
-            first.append((Mix(a, b, jnp.zeros_like(a)), jnp.where(blind, a + b, a)))
+            first.append((Mix(a, b, jnp.zeros_like(a)), jnp.where(no_signal, a + b, a)))
         return _Plan(tuple(times), tuple(first), alpha[1] - alpha[0], sigma[1] - sigma[0])
 
     def plan(self, schedule, times, n, breaks=None):
@@ -60,18 +58,18 @@ class RungeKutta:
         return ()
 
     def step(self, denoise, schedule, x, now, state, key):
-        known = [predict(denoise, schedule, x, now.t)]
+        known = [denoise.predict(x, now.t)]
         of_x0, of_eps = expand(now.plan.x0, x), expand(now.plan.eps, x)
         for i, row in enumerate(self.rows):
             first, m = now.plan.first[i]
             y = mix(first, known[0], x, None)
             for a, other in zip(row[1:], known[1:], strict=True):
                 if a:
-                    pull = of_x0 * (other.x0 - known[0].x0) + of_eps * (other.eps - known[0].eps)
-                    y = y + expand(a * m, x) * pull
+                    change = of_x0 * (other.x0 - known[0].x0) + of_eps * (other.eps - known[0].eps)
+                    y = y + expand(a * m, x) * change
             if i < len(self.rows) - 1:
-                known.append(predict(denoise, schedule, y, now.plan.t[i]))
-        return y, state
+                known.append(denoise.predict(y, now.plan.t[i]))
+        return y, state, known[0]
 
 
 def Euler() -> RungeKutta:

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jdiff.core.arrays import Array, Number, expand, safe_sqrt
+from jdiff.core.checks import check_range
 from jdiff.core.keys import normal, part
 from jdiff.core.pytrees import noun, static
-from jdiff.process.forward import Prediction, predict
+from jdiff.process.prediction import Prediction
 from jdiff.solvers import polynomial
-from jdiff.solvers.base import Mix, check_at_least, check_order, is_positive, mix, nearly_noise
+from jdiff.solvers.base import Mix, check_order, is_positive, mix, nearly_noise
 from jdiff.solvers.polynomial import DATA, NOISE, Rule, midpoint
 
 
@@ -61,7 +62,7 @@ class StagePlan(NamedTuple):
 
     t: Array
     first: Mix
-    pulls: Array
+    weights: Array
     kept: Array
     fresh: Array
 
@@ -69,7 +70,7 @@ class StagePlan(NamedTuple):
 def plan(rule: Rule, tableau, schedule, t, s, eta=None, two_nodes=None) -> tuple[StagePlan, ...]:
     """The coefficients of all stages of the steps from t (N,) to s (N,)."""
     k = 1.0 if eta is None else 1 + eta
-    blind = nearly_noise(schedule, t)
+    no_signal = nearly_noise(schedule, t)
     c_t, c_s = rule.coordinate(schedule, t), rule.coordinate(schedule, s)
     places = jnp.asarray([0.0, *(stage.u for stage in tableau)], c_t.dtype)
     nodes = c_t[:, None] + places[None] * (c_s - c_t)[:, None]
@@ -78,28 +79,28 @@ def plan(rule: Rule, tableau, schedule, t, s, eta=None, two_nodes=None) -> tuple
         here = s if stage.u == 1 else rule.time(schedule, place)
         c_here = c_s if stage.u == 1 else place
         if stage.weights is None:
-            usable = (jnp.asarray(stage.nodes) == 0)[None] | ~blind[:, None]
-            pulls = polynomial.weights(
+            usable = (jnp.asarray(stage.nodes) == 0)[None] | ~no_signal[:, None]
+            weights = polynomial.weights(
                 rule, schedule, t, here, c_t, c_here, nodes[:, list(stage.nodes)], usable, k, two_nodes
             )
         else:
-            total = jnp.where(blind, 0, rule.total(schedule, t, here, k))
-            pulls = total[:, None] * jnp.asarray(stage.weights, total.dtype)[None]
+            total = jnp.where(no_signal, 0, rule.total(schedule, t, here, k))
+            weights = total[:, None] * jnp.asarray(stage.weights, total.dtype)[None]
         zero = jnp.zeros_like(t)
         kept, fresh, keep_eps = zero, zero, 1.0
         if eta is not None:
             h = [polynomial._step(schedule, a, here) for a in (t, before)]
             keep_eps = jnp.exp(-eta * h[0])
-            kept = rule.carry(schedule, before, here, k)
+            kept = rule.retained(schedule, before, here, k)
             fresh = schedule.sigma(here) * safe_sqrt(-jnp.expm1(-2 * eta * h[1]))
         out.append(
-            StagePlan(here, Mix(schedule.alpha(here), schedule.sigma(here) * keep_eps, zero), pulls, kept, fresh)
+            StagePlan(here, Mix(schedule.alpha(here), schedule.sigma(here) * keep_eps, zero), weights, kept, fresh)
         )
         before = here
     return tuple(out)
 
 
-def advance(rule: Rule, tableau, plan, denoise, schedule, x, t, first: Prediction, key=None, noisy=False) -> Array:
+def advance(rule: Rule, tableau, plan, denoise, *, x, t, first: Prediction, key=None, noisy=False) -> Array:
     """x_s, from the first prediction on; with `noisy`, stage noises follow one path: each adds to the one before."""
     known, before = [rule.pick(first)], t
     noise = jnp.zeros_like(x)
@@ -107,7 +108,7 @@ def advance(rule: Rule, tableau, plan, denoise, schedule, x, t, first: Predictio
         y = mix(now.first, first, x, None)
         for place, node in enumerate(stage.nodes):
             if node:
-                y = y + expand(now.pulls[place], x) * (known[node] - known[0])
+                y = y + expand(now.weights[place], x) * (known[node] - known[0])
         if noisy:
             fresh = expand(now.fresh, x)
             if key is None:
@@ -117,7 +118,7 @@ def advance(rule: Rule, tableau, plan, denoise, schedule, x, t, first: Predictio
             noise = expand(now.kept, x) * noise + fresh * z
             before, y = now.t, y + noise
         if i < len(tableau) - 1:
-            known.append(rule.pick(predict(denoise, schedule, y, now.t)))
+            known.append(rule.pick(denoise.predict(y, now.t)))
     return y
 
 
@@ -132,7 +133,7 @@ class SingleStep:
     two_nodes: object = static(None)
 
     def check(self):
-        check_at_least(self, 0, eta=self.eta)
+        check_range(self, 0, eta=self.eta)
 
     @property
     def stochastic(self):
@@ -153,9 +154,11 @@ class SingleStep:
         return ()
 
     def step(self, denoise, schedule, x, now, state, key):
-        first = predict(denoise, schedule, x, now.t)
-        noisy = self.eta is not None
-        return advance(self.rule, self.tableau, now.plan, denoise, schedule, x, now.t, first, key, noisy), state
+        first = denoise.predict(x, now.t)
+        x_s = advance(
+            self.rule, self.tableau, now.plan, denoise, x=x, t=now.t, first=first, key=key, noisy=self.eta is not None
+        )
+        return x_s, state, first
 
 
 def DPMSolver(order: int = 3) -> SingleStep:

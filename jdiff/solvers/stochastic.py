@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 
 from jdiff.core.arrays import Number, safe_sqrt
+from jdiff.core.checks import check_range
 from jdiff.core.pytrees import noun
 from jdiff.process import sde
-from jdiff.process.forward import predict
-from jdiff.solvers.base import Mix, check_at_least, is_positive, mix, nearly_noise
+from jdiff.solvers.base import Mix, is_positive, mix, nearly_noise
 from jdiff.solvers.ddim import DDIM
 
 
@@ -24,7 +24,7 @@ class EulerMaruyama:
     order = 1
 
     def check(self):
-        check_at_least(self, 0, eta=self.eta)
+        check_range(self, 0, eta=self.eta)
 
     @property
     def stochastic(self):
@@ -32,8 +32,8 @@ class EulerMaruyama:
 
     def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
-        blind = nearly_noise(schedule, t)
-        inner = jnp.where(blind, s, t)  # a time at which f is finite
+        no_signal = nearly_noise(schedule, t)
+        inner = jnp.where(no_signal, s, t)  # a time at which f is finite
         f, g2 = sde.forward(schedule, inner)
         alpha, sigma = schedule.alpha(inner), schedule.sigma(inner)
         grow = 1 + f * (s - t)
@@ -44,10 +44,11 @@ class EulerMaruyama:
             self.eta * safe_sqrt(g2 * (t - s)),
         )
         instead = DDIM(self.eta).plan(schedule, times, n)
-        return Mix(*(jnp.where(blind, a, b) for a, b in zip(instead, own, strict=True)))
+        return Mix(*(jnp.where(no_signal, a, b) for a, b in zip(instead, own, strict=True)))
 
     def init(self, x):
         return ()
 
     def step(self, denoise, schedule, x, now, state, key):
-        return mix(now.plan, predict(denoise, schedule, x, now.t), x, key), state
+        prediction = denoise.predict(x, now.t)
+        return mix(now.plan, prediction, x, key), state, prediction

@@ -20,17 +20,14 @@ N = 9
 
 
 @noun
-class Bent:
+class Bent(jdiff.Denoise):
     """A denoiser that is not affine: every method sees its curvature."""
 
-    schedule: jdiff.schedules.Schedule
-
-    def __call__(self, x, t):
-        alpha, sigma = rates(self.schedule, t, x)
-        return jnp.tanh(alpha * x / (alpha**2 * 0.3 + sigma**2))
+    schedule: jdiff.Schedule
 
     def predict(self, x, t):
-        x0 = self(x, t)
+        alpha, sigma = rates(self.schedule, t, x)
+        x0 = jnp.tanh(alpha * x / (alpha**2 * 0.3 + sigma**2))
         return jdiff.Prediction(x0, jdiff.eps_from(self.schedule, x0, x, t))
 
 
@@ -76,7 +73,7 @@ REFERENCES = {
     "ab 3": solvers.ExponentialAB(3),
     "heun": solvers.Heun(),
     "dpm2": solvers.DPM2(),
-    "unipc 3": solvers.UniPC(3).replace(few=0, two_nodes=None),
+    "unipc 3": solvers.UniPC(3).replace(low_order_below=0, two_nodes=None),
     "unipc 2 bh1": solvers.UniPC(2, "bh1"),
 }
 SAME = {
@@ -104,9 +101,9 @@ SAME = {
     "3m": {"3m sde 0": solvers.DPMpp3MSDE(0.0)},
     "2s": {"sde 0": solvers.DPMppSDE(0.0), "ancestral 0": solvers.DPMpp2SAncestral(0.0)},
     "dpm 2": {"ancestral 0": solvers.DPM2Ancestral(0.0)},
-    "ab 2": {"sa 2": solvers.SASolver(2, 0, 0.0).replace(few=0)},
-    "ab 3": {"sa 3": solvers.SASolver(3, 0, 0.0).replace(few=0)},
-    "unipc 3": {"sa 3": solvers.SASolver(3, 3, 0.0).replace(few=0)},
+    "ab 2": {"sa 2": solvers.SASolver(2, 0, 0.0).replace(low_order_below=0)},
+    "ab 3": {"sa 3": solvers.SASolver(3, 0, 0.0).replace(low_order_below=0)},
+    "unipc 3": {"sa 3": solvers.SASolver(3, 3, 0.0).replace(low_order_below=0)},
     "unipc 2 bh1": {"sa 2": solvers.SASolver(2, 2, 0.0, "bh1")},
     "heun": {
         "edm stochastic 0": solvers.EDMStochastic(0.0),
@@ -132,7 +129,7 @@ def test_a_corrector_may_be_of_higher_order_than_its_predictor():
     """SASolver(1, corrector=2) corrects with the new prediction and two old ones, not with one."""
     schedule = jdiff.VP()
     times = jdiff.grid.log_snr(schedule, 20)
-    pulls = [solvers.SASolver(1, corrector, 0.0).plan(schedule, times, 20).pulls for corrector in (1, 2)]
+    pulls = [solvers.SASolver(1, corrector, 0.0).plan(schedule, times, 20).weights for corrector in (1, 2)]
     assert pulls[0].shape[1] == 1 and pulls[1].shape[1] == 2
     assert (abs(pulls[1][3:, 1]) > 0).all()
 

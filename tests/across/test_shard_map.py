@@ -46,7 +46,7 @@ def rows_first(out):
 
 
 @noun
-class Bisected:
+class Bisected(jdiff.Schedule):
     """A path without an inverse in closed form, and with a setting."""
 
     bend: float

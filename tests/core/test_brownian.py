@@ -12,18 +12,17 @@ from scipy import stats
 
 import jdiff
 from jdiff import grid, solvers
-from jdiff.core import brownian as noise
 from jdiff.core import keys as core_keys
-from jdiff.core.keys import BatchKey, fold, normal
+from jdiff.core.keys import BatchKey, fold, noise_of_step, normal, rows_of
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "tol"))
 def increments(key, times, shape, tol=2.0**-24):
     """W(t_i) - W(t_{i+1}) for each i, (N - 1, *shape)."""
-    tree = noise.per_sample(jdiff.BrownianTree(key, tol), shape[0])
+    tree = rows_of(jdiff.BrownianTree(key, tol), shape[0])
 
     def one(i, t, s):
-        return normal(noise.of_step(tree, i, t, s), shape, jnp.float32) * jnp.sqrt(t - s)
+        return normal(noise_of_step(tree, i, t, s), shape, jnp.float32) * jnp.sqrt(t - s)
 
     return jax.vmap(one)(jnp.arange(len(times) - 1), times[:-1], times[1:])
 
@@ -55,8 +54,8 @@ def test_increments_add_up():
 
 @pytest.mark.slow
 def test_a_part_is_a_stretch_of_the_step():
-    tree = noise.per_sample(jdiff.BrownianTree(jax.random.key(3)), 4)
-    step = noise.of_step(tree, 0, 0.8, 0.4)
+    tree = rows_of(jdiff.BrownianTree(jax.random.key(3)), 4)
+    step = noise_of_step(tree, 0, 0.8, 0.4)
     halves = [normal(core_keys.part(step, *ends, j), (4, 3)) for j, ends in enumerate([(0.8, 0.5), (0.5, 0.4)])]
     whole = normal(step, (4, 3))
     total = np.sqrt(0.3) * halves[0] + np.sqrt(0.1) * halves[1]
@@ -70,10 +69,10 @@ def test_a_part_is_a_stretch_of_the_step():
 
 def test_beyond_the_path_noise_is_fresh():
     """Past t = 1, and in steps that go up, steps draw as plain keys do: independent and standard."""
-    tree = noise.per_sample(jdiff.BrownianTree(jax.random.key(5)), 8)
+    tree = rows_of(jdiff.BrownianTree(jax.random.key(5)), 8)
     draws = []
     for i, (t, s) in enumerate([(1.5, 0.9), (1.5, 0.9), (0.3, 0.8), (0.8, 0.3)]):
-        draws.append(np.asarray(normal(noise.of_step(tree, i, t, s), (8, 2000))).ravel())
+        draws.append(np.asarray(normal(noise_of_step(tree, i, t, s), (8, 2000))).ravel())
     np.testing.assert_allclose(np.corrcoef(draws), np.eye(4), atol=0.04)
     np.testing.assert_allclose(np.std(draws, axis=1), 1, atol=0.03)
 
@@ -156,12 +155,12 @@ def test_gradients_treat_noise_as_drawn():
 
 
 def test_dtypes_and_errors():
-    tree = noise.per_sample(jdiff.BrownianTree(jax.random.key(0)), 2)
+    tree = rows_of(jdiff.BrownianTree(jax.random.key(0)), 2)
     for dtype in (jnp.bfloat16, jnp.float32):
-        assert normal(noise.of_step(tree, 0, 0.5, 0.2), (2, 3), dtype).dtype == dtype
+        assert normal(noise_of_step(tree, 0, 0.5, 0.2), (2, 3), dtype).dtype == dtype
     with jax.enable_x64(True):
-        assert normal(noise.of_step(tree, 0, 0.5, 0.2), (2, 3), jnp.float64).dtype == jnp.float64
+        assert normal(noise_of_step(tree, 0, 0.5, 0.2), (2, 3), jnp.float64).dtype == jnp.float64
     with pytest.raises(ValueError, match="one key per sample"):
-        normal(noise.of_step(tree, 0, 0.5, 0.2), (3, 3))
+        normal(noise_of_step(tree, 0, 0.5, 0.2), (3, 3))
     with pytest.raises(ValueError, match="tol must be in"):
         jdiff.BrownianTree(jax.random.key(0), 1e-12)

@@ -133,8 +133,10 @@ def test_threshold_at_the_ends():
 
 def test_errors():
     c, _ = pair()
-    with pytest.raises(ValueError, match="no predict"):
-        cfg(c, lambda x, t: x, 2.0)
+    with pytest.raises(ValueError, match="a plain function does not say its schedule"):
+        cfg(lambda x, t: x, lambda x, t: x, 2.0)(jnp.ones((2, 2)), 0.5)
+    with pytest.raises(ValueError, match="low is one number"):
+        interval(c, c, jnp.zeros(2), 1.0)
     with pytest.raises(ValueError, match="low < high"):
         interval(c, c, 2.0, 1.0)
     with pytest.raises(ValueError, match="limit must be positive"):
@@ -143,3 +145,54 @@ def test_errors():
         threshold(c, SCHEDULE, quantile=1.5)
     with pytest.raises(ValueError, match="limit is one number"):
         threshold(c, SCHEDULE, jnp.ones(3))
+
+
+# ---------------------------------------------------------------- compositions
+
+AROUND = {
+    "cfg": lambda a, b: cfg(a, b, 2.0),
+    "interval": lambda a, b: interval(a, b, 0.1, 5.0),
+    "threshold": lambda a, b: threshold(a, SCHEDULE, 0.8),
+}
+BY_HAND = {
+    "cfg": lambda a, b: b + 2 * (a - b),
+    "interval": lambda a, b: a,  # sigma/alpha at T is inside
+    "threshold": lambda a, b: jnp.clip(a, -0.8, 0.8),
+}
+
+
+@pytest.mark.parametrize("kind", ["denoisers", "functions", "one of each"])
+def test_every_guidance_goes_around_every_other(kind):
+    """Two deep, in both places, around denoisers and plain functions: the composition of the formulas."""
+    c, u = pair()
+    plain_c, plain_u = (lambda x, t: c(x, t)), (lambda x, t: u(x, t))
+    a, b = {"denoisers": (c, u), "functions": (plain_c, plain_u), "one of each": (plain_c, u)}[kind]
+
+    @jax.jit
+    def both(x, t):
+        made, expected = {}, {}
+        for outer in AROUND:
+            for inner in AROUND:
+                for swapped in (False, True):
+                    nested, formula = AROUND[inner](a, b), BY_HAND[inner](c(x, t), u(x, t))
+                    pairs = ((b, nested), (u(x, t), formula)) if swapped else ((nested, b), (formula, u(x, t)))
+                    name = f"{outer} of {inner}, {swapped}"
+                    made[name] = jdiff.as_denoise(AROUND[outer](*pairs[0]), SCHEDULE).predict(x, t)
+                    expected[name] = BY_HAND[outer](*pairs[1])
+        return made, expected
+
+    made, expected = both(X, T)
+    chex.assert_trees_all_close({k: v.x0 for k, v in made.items()}, expected, rtol=1e-5, atol=1e-5)
+    noise = {k: jdiff.eps_from(SCHEDULE, v, X, T) for k, v in expected.items()}
+    chex.assert_trees_all_close({k: v.eps for k, v in made.items()}, noise, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plain_function_inside_guidance_meets_the_schedule_of_the_sampler():
+    """`sample` tells it, at any depth; the samples are those of the denoisers themselves."""
+    c, u = pair()
+    times = jdiff.grid.log_snr(SCHEDULE, 6)
+    run = jax.jit(lambda denoise: jdiff.sample(jdiff.solvers.DDIM(), denoise, SCHEDULE, X, times))
+    plain = cfg(threshold(lambda x, t: c(x, t), SCHEDULE), lambda x, t: u(x, t), 2.0)
+    twice = cfg(cfg(lambda x, t: c(x, t), lambda x, t: u(x, t), 1.5), lambda x, t: u(x, t), 1.0)
+    np.testing.assert_allclose(run(plain), run(cfg(threshold(c, SCHEDULE), u, 2.0)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(twice), run(cfg(c, u, 1.5)), rtol=1e-4, atol=1e-5)

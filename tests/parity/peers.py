@@ -31,16 +31,13 @@ def network(x, alpha, sigma, tanh):
 
 
 @noun
-class Exact:
+class Exact(jdiff.Denoise):
     """The network as a denoiser."""
 
-    schedule: jdiff.schedules.Schedule
+    schedule: jdiff.Schedule
 
     def predict(self, x, t):
         return jdiff.Prediction(*network(x, *rates(self.schedule, t, x), jnp.tanh))
-
-    def __call__(self, x, t):
-        return self.predict(x, t).x0
 
 
 _sample = jax.jit(jdiff.sample, static_argnames=("path", "checkpoint"))

@@ -97,7 +97,7 @@ GRIDS = {"table": {}, "karras": {"use_karras_sigmas": True}, "trailing": {"times
 MULTISTEP = {
     "++1": ({"solver_order": 1}, solvers.Euler()),
     "++2m": ({}, solvers.DPMpp2M()),
-    "++2m heun": ({"solver_type": "heun"}, solvers.ExponentialAB(2).replace(few=15)),
+    "++2m heun": ({"solver_type": "heun"}, solvers.ExponentialAB(2).replace(low_order_below=15)),
     "2m": ({"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, solvers.DPMSolverM(2)),
     "2m heun": (
         {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "solver_type": "heun"},
@@ -115,7 +115,7 @@ def test_dpmsolver_multistep(name, grid, n):
     if not whole:  # theirs lowers the last order before the end, ours before the last denoise
         if grid == "karras":
             pytest.skip("theirs visits the last sigma twice: see test_parity_errors.py")
-        settings, solver = settings | {"lower_order_final": False}, solver.replace(few=0)
+        settings, solver = settings | {"lower_order_final": False}, solver.replace(low_order_below=0)
     scheduler = diffusers.DPMSolverMultistepScheduler(**settings, **GRIDS[grid])
     over_sigmas(scheduler, solver, n, whole=whole)
 
@@ -150,7 +150,7 @@ def test_dpmsolver_singlestep(sde, monkeypatch):
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_deis(order):
     scheduler = diffusers.DEISMultistepScheduler(solver_order=order, lower_order_final=False)
-    over_sigmas(scheduler, solvers.DEIS(order, "log_rho").replace(few=0), 10, whole=False)
+    over_sigmas(scheduler, solvers.DEIS(order, "log_rho").replace(low_order_below=0), 10, whole=False)
 
 
 @pytest.mark.parametrize("prediction", ["x0", "eps"])
@@ -161,7 +161,7 @@ def test_unipc(order, variant, prediction):
         solver_order=order, solver_type=variant, predict_x0=prediction == "x0", final_sigmas_type="sigma_min",
         lower_order_final=False,
     )  # fmt: skip
-    over_sigmas(scheduler, solvers.UniPC(order, variant, prediction).replace(few=0), 20, whole=False)
+    over_sigmas(scheduler, solvers.UniPC(order, variant, prediction).replace(low_order_below=0), 20, whole=False)
 
 
 @pytest.mark.parametrize("order", [2, 3])
@@ -178,7 +178,8 @@ def test_sa_solver(order, corrector, tau, monkeypatch):
         lower_order_final=False,
     )  # fmt: skip
     replay(monkeypatch, scheduler, noises(KEY, 13))
-    over_sigmas(scheduler, solvers.SASolver(order, corrector, tau, "bh1").replace(few=0), 12, KEY, whole=False)
+    solver = solvers.SASolver(order, corrector, tau, "bh1").replace(low_order_below=0)
+    over_sigmas(scheduler, solver, 12, KEY, whole=False)
 
 
 # ---------------------------------------------------------------- methods on x / alpha
@@ -292,7 +293,7 @@ def test_edm_dpmsolver(kind, n, monkeypatch):
     settings = {"algorithm_type": "sde-dpmsolver++"} if kind == "sde" else {"solver_type": kind}
     ways = {
         "midpoint": solvers.DPMpp2M(),
-        "heun": solvers.ExponentialAB(2).replace(few=15),
+        "heun": solvers.ExponentialAB(2).replace(low_order_below=15),
         "sde": solvers.DPMpp2MSDE(),
     }
     scheduler = diffusers.EDMDPMSolverMultistepScheduler(**settings)

@@ -12,6 +12,7 @@ from scipy import stats
 
 import jdiff
 from jdiff import config, grid, solvers
+from jdiff.process.times import LOWEST_LOG_SNR, check_times
 
 # Sabour et al. 2024, table for Stable Diffusion 1.5: a list as users paste it, its final 0 dropped
 ALIGNED = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]
@@ -130,7 +131,7 @@ def test_grids_stay_in_the_domain(schedule):
     for name, times in of_schedule(one_of(schedule, MORE_SCHEDULES)).items():
         assert (np.diff(times) < 0).all(), name
         np.testing.assert_allclose([times[0], times[-1]], [own.t_max, own.t_min], rtol=1e-6, err_msg=name)
-    grid.check_times(own, grid.uniform(20, own.t_min, own.t_max))  # in float32, 1 + (t_min - 1) is below t_min
+    check_times(own, grid.uniform(20, own.t_min, own.t_max))  # in float32, 1 + (t_min - 1) is below t_min
 
 
 def test_every_grid_of_a_config_can_be_sampled_on():
@@ -139,7 +140,7 @@ def test_every_grid_of_a_config_can_be_sampled_on():
         args = dict(sigmas=[9.0, 1.0, 0.1]) if name == "sigmas" else {}
         _, times = config.build_sampler(config.Sample(grid=config.Named(name, args), steps=7), table)
         assert times.shape == (7,)
-        grid.check_times(table, times)
+        check_times(table, times)
 
 
 def test_errors():
@@ -211,9 +212,9 @@ def test_spacing_starts_at_the_lowest_useful_log_snr(name):
     with jax.enable_x64(True):
         own, end = (float(jdiff.log_snr(schedule, t)) for t in (t_max, schedule.t_min))
         for times, lowest in (
-            (grid.log_snr(schedule, 20), grid.LOWEST_LOG_SNR),
+            (grid.log_snr(schedule, 20), LOWEST_LOG_SNR),
             (grid.log_snr(schedule, 20, lowest=-18.0), -18.0),
-            (grid.polyexponential(schedule, 20), grid.LOWEST_LOG_SNR),
+            (grid.polyexponential(schedule, 20), LOWEST_LOG_SNR),
         ):
             spaced = np.linspace(max(own, lowest), end, 20)
             np.testing.assert_allclose(jdiff.log_snr(schedule, times)[1:], spaced[1:], rtol=1e-4, atol=1e-4)
@@ -246,6 +247,6 @@ def test_optimize_starts_from_any_times():
     """Also from times whose second lies below the lowest useful log-SNR: finite, descending, and no worse."""
     schedule = SILENT["cosine table"]
     times = jnp.array([1.0, 0.9985, 0.5, 0.01])
-    assert jdiff.log_snr(schedule, times[1]) < grid.LOWEST_LOG_SNR
+    assert jdiff.log_snr(schedule, times[1]) < LOWEST_LOG_SNR
     learnt, losses = grid.optimize(lambda t: t, schedule, times, jnp.array([1.0, 0.9, 0.4, 0.01]), steps=50)
     assert (np.diff(learnt) < 0).all() and np.isfinite(losses).all() and losses.min() < losses[0]

@@ -23,12 +23,10 @@ def strict():
 
 @partial(jax.tree_util.register_dataclass, data_fields=["power"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
-class Power:
+class Power(jdiff.Schedule):
     """What a user would write: only alpha, sigma and the domain. alpha = 1 - t^power, sigma = t."""
 
     power: float = 1.5
-    t_min = 1e-3
-    t_max = 1.0
 
     def alpha(self, t):
         return 1 - t**self.power

@@ -26,21 +26,23 @@ def sample(callback=None, **options):
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_every_step_is_reported_once(loop):
-    """i, t and x are those of the path, whatever the loop."""
+    """i, t and x are those of the path, x_0 the estimate at the state before, whatever the loop."""
     seen = {}
 
-    def callback(i, t, x):
+    def callback(i, t, x, x0):
         assert int(i) not in seen
-        seen[int(i)] = (float(t), np.array(x))
+        seen[int(i)] = (float(t), np.array(x), np.array(x0))
 
     x0 = sample(callback, **LOOPS[loop])
     jax.effects_barrier()
     expected, path = sample(path=True)
     times = grid.log_snr(SCHEDULE, 6)
     assert sorted(seen) == list(range(5))
-    for i, (t, x) in seen.items():
+    states = np.concatenate([X[None], path])
+    for i, (t, x, estimate) in seen.items():
         np.testing.assert_allclose(t, times[i + 1], rtol=1e-6)
         np.testing.assert_allclose(x, path[i], atol=1e-5)
+        np.testing.assert_allclose(estimate, DENOISE(states[i], times[i]), atol=1e-4)
     np.testing.assert_allclose(x0, expected, atol=1e-5)
 
 
@@ -55,14 +57,14 @@ def test_nothing_is_there_without_one(loop):
         )
 
     assert "callback" not in program(None)
-    assert "callback" in program(lambda i, t, x: None)
+    assert "callback" in program(lambda i, t, x, x0: None)
 
 
 def test_under_grad_and_vmap():
     """A callback changes no gradient, and is called once per element under vmap."""
     seen = []
 
-    def callback(i, t, x):
+    def callback(i, t, x, x0):
         seen.append(int(i))
 
     f = lambda x, callback=None: jdiff.sample(  # noqa: E731
@@ -104,19 +106,30 @@ def test_progress_forgives_order():
     out = io.StringIO()
     bar = jdiff.progress(4, file=out, mininterval=0)
     for i in (1, 0, 0, 2):
-        bar(np.array(i), 0.5, None)
+        bar(np.array(i), 0.5, None, None)
     assert bar.bar.n == 3
     for i in (3, 2, 3):  # stragglers of a run that is over open nothing
-        bar(i, 0.5, None)
+        bar(i, 0.5, None, None)
     assert bar.bar is None
-    bar(0, 0.5, None)
+    bar(0, 0.5, None, None)
     assert bar.bar.n == 1
     bar.bar.close()
+
+
+def test_progress_shows_the_estimates():
+    shown = []
+    bar = jdiff.progress(5, show=lambda step, x0: shown.append((step, x0)), file=io.StringIO())
+    sample(bar)
+    jax.effects_barrier()
+    assert [step for step, _ in shown] == sorted({step for step, _ in shown}) and shown[-1][0] == 5
+    states = np.concatenate([X[None], sample(path=True)[1]])
+    for step, x0 in shown:
+        np.testing.assert_allclose(x0, DENOISE(states[step - 1], grid.log_snr(SCHEDULE, 6)[step - 1]), atol=1e-4)
 
 
 def test_progress_errors(monkeypatch):
     with pytest.raises(ValueError, match="number of steps"):
         jdiff.progress(-1)
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    with pytest.raises(ImportError, match="pip install tqdm"):
+    with pytest.raises(ImportError, match="pip install 'jdiff.train.'"):
         jdiff.progress(3)

@@ -137,7 +137,8 @@ COMPILE_QUICKLY = ("dpmpp_2m", "unipc_3", "gradient_estimation")
 def test_a_restart_begins_a_new_path(name):
     """From the restart on, samples are those of the base alone, started where the restart ended."""
     base = REMEMBERING[name]
-    base = base.replace(few=0) if isinstance(base, solvers.Multistep) else base  # fewer steps follow than before
+    if isinstance(base, solvers.Multistep):
+        base = base.replace(low_order_below=0)  # fewer steps follow than before
     solver = solvers.Restart(base, low=1.0, high=3.0, rounds=1, steps=2)
     crossing = int(np.argmax(np.asarray(SCHEDULE.sigma(TIMES)) <= 1.0))
     assert 3 < crossing < len(TIMES) - 3

@@ -104,7 +104,8 @@ def test_within_a_step_later_evaluations_see_the_first():
         def fixed(y, time, x=x, previous=previous, first=first):
             return denoise.predict(y, time, previous if y is x else first).x0
 
-        x, _ = solvers.Heun().step(fixed, SCHEDULE, x, now, (), None)
+        x, _, prediction = solvers.Heun().step(jdiff.as_denoise(fixed, SCHEDULE), SCHEDULE, x, now, (), None)
+        np.testing.assert_allclose(prediction.x0, first, rtol=1e-5, atol=1e-6)
         previous = first
     path = jitted_sample()(solvers.Remember(solvers.Heun()), denoise, SCHEDULE, noise(), TIMES, path=True)[1]
     np.testing.assert_allclose(path[-1], x, rtol=1e-4, atol=1e-5)
@@ -150,5 +151,21 @@ def test_errors():
         other.predict(x, 0.5, x)
     with pytest.raises(ValueError, match="the earlier estimate has shape"):
         denoiser().predict(x, 0.5, x[:, :1])
-    with pytest.raises(ValueError, match="Remember: AnnealedLangevin evaluates in a loop of its own"):
-        jdiff.sample(solvers.Remember(solvers.AnnealedLangevin()), denoiser(), SCHEDULE, x, TIMES, KEY)
+
+
+def test_around_a_solver_with_a_loop_of_its_own():
+    """AnnealedLangevin written out: a step begins with the last step's first estimate, the rest of it sees its own."""
+    solver, denoise, x, previous = solvers.AnnealedLangevin(steps=3), denoiser(), noise(), jnp.zeros((5, 2))
+    plan = solver.plan(SCHEDULE, TIMES, len(TIMES))
+    keys = jax.random.split(KEY, 5)
+    for i, s in enumerate(TIMES[1:]):
+        sigma, step_keys = SCHEDULE.sigma(s), jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys)
+        x, shown = plan[i] * x, previous
+        for j in range(3):
+            prediction = denoise.predict(x, s, shown)
+            if j == 0:
+                previous = shown = prediction.x0
+            z = jax.vmap(lambda k, j=j: jax.random.normal(jax.random.fold_in(k, j), (2,)))(step_keys)
+            x = x - 0.1 * sigma * prediction.eps + jnp.sqrt(0.2) * sigma * z
+    path = jitted_sample()(solvers.Remember(solver), denoise, SCHEDULE, noise(), TIMES, keys, path=True)[1]
+    np.testing.assert_allclose(path[-1], x, rtol=1e-4, atol=1e-4)

@@ -142,7 +142,7 @@ def moments(solver, schedule, steps, most, draws):
             now, z = now
 
             def step():
-                return solver.step(denoise, schedule, carry[0], now, carry[1], Replay(z[None]))
+                return solver.step(denoise, schedule, carry[0], now, carry[1], Replay(z[None]))[:2]
 
             return jax.lax.cond(now.i < steps, step, lambda: carry), None
 
@@ -231,7 +231,7 @@ def test_ddpm_is_ho_posterior(name):
     x0 = 0.3 * jax.random.normal(jax.random.key(1), (4, 3))
     learned = jax.random.uniform(jax.random.key(2), (4, 3), minval=-1.0, maxval=1.0)
 
-    class Fixed:
+    class Fixed(jdiff.Denoise):
         def predict(self, x, t):
             return jdiff.Prediction(x0, jdiff.eps_from(schedule, x0, x, t), learned)
 

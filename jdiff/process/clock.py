@@ -1,0 +1,98 @@
+"""What a schedule is, and its physical coordinate: the log-SNR, log(alpha_t^2 / sigma_t^2)."""
+
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from jdiff.core.arrays import Array, as_time, safe_log
+from jdiff.core.inverse import bisect
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A Gaussian noise schedule: x_t = alpha_t x_0 + sigma_t eps, with data at t = 0 and the log-SNR falling with t.
+
+    Inherit from this class, give `alpha` and `sigma`, and declare the class a `noun`: everything else has a default.
+    Derivatives (f, g^2, velocities, betas) are taken of the two methods by JAX.
+
+    Attributes:
+        t_min: the least time that the library uses by default, where the log-SNR is still finite.
+        t_max: the time at which sampling starts.
+        last_time: the last time at which the two methods mean anything; infinite where their formulas go on past t_max.
+        bounded: whether the log-SNR has an end within the domain, so that the clock cannot be shifted. A bounded
+            schedule is defined from t_min on, any other from 0 on.
+        has_kinks: whether the derivatives of alpha and sigma jump somewhere, as those of a table do at its knots.
+    """
+
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    bounded: bool = False
+    has_kinks: bool = False
+
+    @property
+    def last_time(self) -> float:
+        """The schedule's own end; override where the formulas go on."""
+        return self.t_max
+
+    def alpha(self, t: Array) -> Array:
+        """The scale of the data at t, of the shape of t."""
+        ...
+
+    def sigma(self, t: Array) -> Array:
+        """The standard deviation of the noise at t, of the shape of t."""
+        ...
+
+    def time_at(self, alpha, sigma) -> Array:
+        """The t whose alpha_t : sigma_t is alpha : sigma, of their shape.
+
+        The default is a bisection over [0, 1], with the derivative of the implicit function. Override it where there is
+        a closed form. Only the ratio matters, and alpha may be 0.
+        """
+        value = 2 * (safe_log(as_time(alpha)) - safe_log(as_time(sigma)))
+        return bisect(log_snr, self, value)
+
+
+ABILITIES = ("alpha", "sigma", "time_at", "t_min", "t_max", "last_time", "bounded", "has_kinks")
+
+
+def check_schedule(schedule) -> None:
+    """Raise TypeError for an object that cannot be asked what the library asks of a schedule."""
+    if not isinstance(schedule, Schedule):
+        missing = ", ".join(name for name in ABILITIES if not hasattr(schedule, name))
+        raise TypeError(
+            f"{type(schedule).__name__} is no schedule: it lacks {missing}; inherit from jdiff.Schedule, which has a "
+            "default for all but alpha and sigma"
+        )
+
+
+def log_snr(schedule: Schedule, t) -> Array:
+    """log(alpha_t^2 / sigma_t^2).
+
+    Args:
+        schedule: any schedule.
+        t: times, of any shape.
+
+    Returns:
+        The log-SNR, of the shape of t; +-92 with derivative 0 where sigma or alpha is 0.
+    """
+    t = as_time(t)
+    return 2 * (safe_log(schedule.alpha(t)) - safe_log(schedule.sigma(t)))
+
+
+def time_of(schedule: Schedule, log_snr) -> Array:
+    """The t with log_snr(schedule, t) = log_snr: the inverse of `log_snr`, differentiable in both arguments.
+
+    >>> import jdiff
+    >>> float(time_of(jdiff.Flow(), 0.0))  # as much signal as noise
+    0.5
+
+    Args:
+        schedule: any schedule; its `time_at` is a closed form or a bisection.
+        log_snr: values of any shape; beyond +-80, where float32's exponent ends, nothing is told apart.
+
+    Returns:
+        Times, of the shape of log_snr.
+    """
+    value = jnp.clip(as_time(log_snr), -80, 80)
+    return schedule.time_at(jnp.sqrt(jax.nn.sigmoid(value)), jnp.sqrt(jax.nn.sigmoid(-value)))

@@ -1,0 +1,96 @@
+"""What a denoiser is: (x_t, t) -> E[x_0 | x_t], with the noise that it implies."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+from jdiff.core.arrays import Array
+from jdiff.core.checks import check_same_shape
+from jdiff.core.pytrees import noun, static
+from jdiff.process.clock import Schedule
+from jdiff.process.forward import eps_from
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says of x_t.
+
+    Attributes:
+        x0: E[x_0 | x_t], (B, ...).
+        eps: E[eps | x_t], (B, ...).
+        extra: what else its network returned, as the half of its output that is a variance; or None.
+    """
+
+    x0: Array
+    eps: Array
+    extra: Any = None
+
+
+@runtime_checkable
+class Denoise(Protocol):
+    """A denoiser: inherit from this class, give `schedule` and `predict`, and declare the class a `noun`.
+
+    Attributes:
+        schedule: the schedule of the process that it denoises.
+    """
+
+    schedule: Schedule
+
+    def predict(self, x: Array, t) -> Prediction:
+        """(E[x_0 | x_t], E[eps | x_t], extra) for x (B, ...) at t, () or (B,)."""
+        ...
+
+    def __call__(self, x: Array, t) -> Array:
+        """E[x_0 | x_t], (B, ...)."""
+        return self.predict(x, t).x0
+
+
+@noun
+class PlainDenoise(Denoise):
+    """A function (x, t) -> E[x_0 | x_t] as a denoiser; eps follows from its x_0.
+
+    The function is `code` if JAX sees no arrays in it, and `pytree` if it is a pytree that can be called. The schedule
+    is None until the function meets one.
+    """
+
+    pytree: Any
+    schedule: Schedule | None
+    code: Callable | None = static(None)
+
+    def predict(self, x: Array, t) -> Prediction:
+        """(x_0, eps) with eps = (x_t - alpha_t x_0) / sigma_t."""
+        if self.schedule is None:
+            raise ValueError("a plain function does not say its schedule; give jdiff.as_denoise(function, schedule)")
+        x0 = (self.pytree if self.code is None else self.code)(x, t)
+        check_same_shape("the denoiser's output", x0, "x", x)
+        return Prediction(x0, eps_from(self.schedule, x0, x, t))
+
+
+def as_denoise(denoise: Denoise | Callable, schedule: Schedule | None) -> Denoise:
+    """A `Denoise`, whether it is one already or a plain function (x, t) -> E[x_0 | x_t].
+
+    Args:
+        denoise: a denoiser, guidance around denoisers or functions, or a function.
+        schedule: the schedule of plain functions that have met none so far, also of those inside guidance.
+
+    Returns:
+        `denoise` itself where there is nothing to add.
+    """
+    if not isinstance(denoise, Denoise):
+        is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(denoise))
+        return PlainDenoise(None, schedule, denoise) if is_leaf else PlainDenoise(denoise, schedule)
+
+    def is_plain(node):
+        return isinstance(node, PlainDenoise)
+
+    def place(node):
+        return node.replace(schedule=schedule) if is_plain(node) and node.schedule is None else node
+
+    return jax.tree.map(place, denoise, is_leaf=is_plain)
+
+
+def as_denoises(*denoises) -> list[Denoise]:
+    """Several denoisers of one process: plain functions among them take the schedule of the others."""
+    lifted = [as_denoise(denoise, None) for denoise in denoises]
+    schedule = next((denoise.schedule for denoise in lifted if denoise.schedule is not None), None)
+    return [as_denoise(denoise, schedule) for denoise in lifted]
