@@ -12,7 +12,7 @@ import tyro
 
 from jdiff import config as configs
 from jdiff import ema
-from jdiff.train import checkpoint, posthoc
+from jdiff.train import checkpoint, params_file, posthoc
 
 POOR = 0.1  # the profile's relative error above which its samples are another profile's
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     used = [(s, weight) for s, weight in zip(used, weights, strict=True) if weight]
     with checkpoint.told():
         average = posthoc.combine(posthoc.load(s for s, _ in used), [weight for _, weight in used])
-    posthoc.write_params(out, average)
+    params_file.write_params(out, average)
     print(f"sigma_rel {a.sigma_rel:g} at step {step:,} from {len(used)} snapshots, profile error {error:.2%}: {out}")
     if error > POOR:
         print("warning: the snapshots are too few for this profile: take them more often", file=sys.stderr)

@@ -13,7 +13,7 @@ from jdiff import config as configs
 from jdiff import runs
 from jdiff.config import Named
 from jdiff.runs import plot
-from jdiff.train import checkpoint, posthoc
+from jdiff.train import checkpoint, params_file
 
 MOST = 10_000_000  # samples, which are held in memory
 
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
             source = f"step {step:,}"
         else:
             with checkpoint.told():
-                params, source = posthoc.load_params(a.params, runs.like(run)), a.params
+                params, source = params_file.load_params(a.params, runs.like(run)), a.params
     except checkpoint.CheckpointError as error:
         offer = f"; use it with --step {error.last_good}" if error.last_good is not None else ""
         raise configs.ConfigError(f"{error}{offer}") from error

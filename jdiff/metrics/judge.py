@@ -11,7 +11,7 @@ import optax
 
 from jdiff.core.keys import as_key
 from jdiff.models import ResNet
-from jdiff.train import optim, posthoc
+from jdiff.train import optim, params_file
 from jdiff.train.step import init_state, make_train_loop, make_train_step
 
 
@@ -66,14 +66,14 @@ def save_judge(path, judge: Judge) -> None:
     """Write a judge's variables as .npz. Raises ValueError for another name, OSError naming the path if that fails."""
     if Path(path).suffix != ".npz":
         raise ValueError(f"a judge is kept in a file NAME.npz, got {path}")
-    posthoc.write_params(path, judge.variables)
+    params_file.write_params(path, judge.variables)
 
 
 def load_judge(path, data, width: int = 16) -> Judge:
     """The judge that `save_judge` wrote. Raises CheckpointError if it is missing, damaged or of other data."""
     model = _model(data, width)
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *data.shape)))
-    return Judge(model, posthoc.load_params(path, like))
+    return Judge(model, params_file.load_params(path, like))
 
 
 def _model(data, width: int) -> ResNet:

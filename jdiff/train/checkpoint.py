@@ -28,10 +28,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdiff.core.trees import named_leaves, named_shapes, shape_difference
 from jdiff.train.parallel import anywhere, unstack
 from jdiff.train.step import TrainState
 
 ITEMS = ("params", "ema", "opt_state", "extra")
+DOT = "."  # between the names of a leaf in records, which earlier versions have written so
 
 
 class CheckpointError(ValueError):
@@ -220,7 +222,7 @@ def _newest(directory, like: dict, step: int | None, strict: bool = False) -> tu
                     raise _Damaged(hollow)
                 about = _about(path)
                 _check_record(about, candidate)
-                difference = shape_difference(_stored_shapes(path, about, like), _shapes(like))
+                difference = shape_difference(_stored_shapes(path, about, like), named_shapes(like, DOT))
                 if not difference:
                     items, doubt = _read(path, about, like)
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
@@ -338,7 +340,7 @@ def _matches(leaf, noted) -> bool | None:
 
 def _checksums(items: dict) -> dict[str, int | dict[str, int]]:
     """{path: checksum}, with the parts of all processes, which all of them call together."""
-    sums = {path: _checksum(leaf) for path, leaf in _leaves(items)}
+    sums = {path: _checksum(leaf) for path, leaf in named_leaves(items, DOT).items()}
     own = {path: parts for path, parts in sums.items() if isinstance(parts, dict)}
     if own:
         from jax.experimental.multihost_utils import process_allgather
@@ -376,7 +378,7 @@ def _check_record(about: dict, step: int) -> None:
 def _verify(about: dict, items: dict) -> str | None:
     """What could not be verified of these items, in a few words. Raises if an array does not match its checksum."""
     sums = about.get("crc32", {})
-    match = {path: _matches(_host(leaf), sums.get(path)) for path, leaf in _leaves(items)}
+    match = {path: _matches(_host(leaf), sums.get(path)) for path, leaf in named_leaves(items, DOT).items()}
     wrong, unknown = ([path for path in match if match[path] is answer] for answer in (False, None))
     if wrong:
         raise _Damaged(f"{min(wrong)} does not match its checksum")
@@ -451,32 +453,8 @@ def _stored_shapes(path: Path, about: dict, like: dict) -> dict[str, tuple]:
     names = [name for name in stored if name in like]
     for name in names:
         _read_through(path / name)
-    return _shapes({name: _handler().metadata(_orbax_path(path / name)).tree for name in names})
-
-
-def shape_difference(stored: dict[str, tuple], like: dict[str, tuple]) -> str | None:
-    """What differs between stored and expected shapes, in a few words; None if nothing does."""
-    for label, names in (("missing", like.keys() - stored.keys()), ("unexpected", stored.keys() - like.keys())):
-        if names:
-            return f"{label} {min(names)}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    for path in like:
-        if like[path] != stored[path]:
-            return f"{path} has shape {stored[path]}, expected {like[path]}"
-    return None
-
-
-def _shapes(tree) -> dict[str, tuple]:
-    return {path: tuple(leaf.shape) for path, leaf in _leaves(tree)}
-
-
-def _leaves(tree):
-    """(path, leaf) pairs, the path written alike for attributes, keys and indices."""
-
-    def name(key):
-        return str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))))
-
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(".".join(map(name, path)), leaf) for path, leaf in leaves]
+    trees = {name: _handler().metadata(_orbax_path(path / name)).tree for name in names}
+    return named_shapes(trees, DOT)
 
 
 def _with_leaves(trees: dict) -> tuple[dict, dict]:

@@ -16,6 +16,7 @@ import optax
 
 from jdiff.core.arrays import wide
 from jdiff.core.names import check_arguments, choose
+from jdiff.core.trees import path_names
 
 # ---------------------------------------------------------------- learning rates
 
@@ -82,7 +83,7 @@ def kernels(params: Any) -> Any:
     """
 
     def leaf(path, a):
-        names = _names(path)
+        names = _lower_names(path)
         if names and names[-1] == "kernel":
             return jnp.ndim(a) >= 2
         words = {word for name in names for word in re.split("[^a-z]+", name)}
@@ -95,14 +96,13 @@ def fixed(params: Any) -> Any:
     """True for each vector whose name is one of `FIXED`: random frequencies and the like, which nothing may decay."""
 
     def leaf(path, a):
-        return jnp.ndim(a) == 1 and bool(path) and _names(path)[-1] in FIXED
+        return jnp.ndim(a) == 1 and bool(path) and _lower_names(path)[-1] in FIXED
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def _names(path) -> list[str]:
-    """The names on a leaf's path."""
-    return [str(getattr(key, "key", getattr(key, "name", ""))).lower() for key in path]
+def _lower_names(path) -> list[str]:
+    return [name.lower() for name in path_names(path)]
 
 
 MASKS = {"kernels": kernels, "all": None}

@@ -8,10 +8,6 @@ tracked is the nearest combination of snapshots that were: train once, choose th
 sigma_rel, a CRC-32 of each array, and a fingerprint of the model, so that it is not taken for another one.
 """
 
-import json
-import re
-import warnings
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.core import foreign
-from jdiff.core.files import write
-from jdiff.train.checkpoint import CheckpointError, CheckpointWarning, shape_difference
+from jdiff.core.trees import shape_difference
+from jdiff.train.checkpoint import CheckpointError
 from jdiff.train.ema import gamma_of
-from jdiff.train.parallel import host
-
-NAME = re.compile(r"([0-9]+)-([0-9.]+(?:e-[0-9]+)?)\.npz")  # of a snapshot's file
-RECORD = "jdiff/record"
+from jdiff.train.params_file import SNAPSHOT, read_recorded, warn_unverified, write_params
 
 # ---------------------------------------------------------------- which snapshots, how much of each
 
@@ -142,7 +134,7 @@ def snapshots(directory) -> list[Snapshot]:
     """
     directory, found = Path(directory), {}
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-        if match := NAME.fullmatch(path.name):
+        if match := SNAPSHOT.fullmatch(path.name):
             try:
                 snapshot = Snapshot(int(match[1]), float(match[2]), path)
                 snapshot.gamma  # noqa: B018  it raises
@@ -165,7 +157,7 @@ def load(snapshots: Iterable[Snapshot]) -> Iterator[dict[str, np.ndarray]]:
     """
     first, shapes, old = None, None, []
     for snapshot in snapshots:
-        arrays, record = _open(snapshot.path)
+        arrays, record = read_recorded(snapshot.path)
         own = {name: array.shape for name, array in arrays.items()}
         if first is None:
             first, shapes = snapshot, own
@@ -175,93 +167,4 @@ def load(snapshots: Iterable[Snapshot]) -> Iterator[dict[str, np.ndarray]]:
             old.append(snapshot)
         yield arrays
     if old:
-        _warn_unverified(f"{old[0].path} and {len(old) - 1} more are" if len(old) > 1 else f"{old[0].path} is")
-
-
-def write_params(path, params: Any, about: dict | None = None) -> None:
-    """Write a tree of arrays as .npz, whole or not at all, with a record of what they are and `about`, of JSON.
-
-    Under several processes all of them call this, and the first writes. Raises OSError naming the path if that fails.
-    """
-    arrays = {}
-    for name, leaf in _leaves(params):
-        whole = host(leaf)
-        if jax.process_index() == 0:
-            arrays[name] = np.float32(whole) if whole.dtype.kind == "V" else whole  # bfloat16 is not NumPy's
-    if jax.process_index():
-        return
-    record = np.frombuffer(json.dumps((about or {}) | _contents(arrays)).encode(), np.uint8)
-    # the record first: a bit flipped in the archive's list of members can hide those after it
-    arrays = {RECORD: record} | {f"ema/{name}": array for name, array in arrays.items()}
-    write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
-
-
-def _contents(arrays: dict[str, np.ndarray]) -> dict:
-    """What a record says of arrays: a CRC-32 of each, and one of their names, shapes and dtypes, the model's."""
-    shapes = sorted((name, array.shape, array.dtype.name) for name, array in arrays.items())
-    sums = {name: zlib.crc32(array.tobytes()) for name, array in arrays.items()}
-    return dict(crc32=sums, model=zlib.crc32(json.dumps(shapes).encode()))
-
-
-def read(path) -> dict[str, np.ndarray]:
-    """{name: array} of a file of `store` or `write_params`.
-
-    Raises CheckpointError if it is missing, damaged or renamed. A snapshot of an earlier version holds no record to
-    compare with: a `CheckpointWarning` says so.
-    """
-    arrays, record = _open(Path(path))
-    if record is None and NAME.fullmatch(Path(path).name):
-        _warn_unverified(f"{path} is")
-    return arrays
-
-
-def _open(path: Path) -> tuple[dict[str, np.ndarray], dict | None]:
-    """(arrays, record) of a file, the record None in those of earlier versions; they are compared."""
-    if not path.is_file():
-        raise CheckpointError(f"there is no {path}")
-    try:
-        arrays = foreign.read_npz(path)
-        record = arrays.pop(RECORD, None)
-        odd = [name for name in arrays if not name.startswith("ema/")]
-        if odd:
-            raise ValueError(f"{odd[0]} is not of the model")
-        arrays = {name.removeprefix("ema/"): array for name, array in arrays.items()}
-        if record is None:
-            return arrays, None
-        record = foreign.parse_json(record.tobytes())
-        if not isinstance(record, dict):
-            raise ValueError("its record is none")
-        for what, found in _contents(arrays).items():
-            if record.get(what) != found:
-                raise ValueError("its arrays do not match their checksums")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({foreign.one_line(error)})") from error
-    match = NAME.fullmatch(path.name)
-    step, sigma_rel = record.get("step"), record.get("sigma_rel")
-    if match and step is not None and (step, sigma_rel) != (int(match[1]), float(match[2])):
-        raise CheckpointError(f"{path} holds the average of step {step} and sigma_rel {sigma_rel}: it was renamed")
-    return arrays, record
-
-
-def _warn_unverified(which: str) -> None:
-    text = f"{which} unverified: written by an earlier version, without a record of checksums, step and sigma_rel"
-    warnings.warn(text, CheckpointWarning, stacklevel=3)
-
-
-def load_params(path, like: Any) -> Any:
-    """The tree in a file of `store` or `write_params`, in the structure, shapes and dtypes of `like`; NumPy arrays.
-
-    Raises CheckpointError if the file is missing, damaged or of another model.
-    """
-    arrays = read(path)
-    names = {name: leaf for name, leaf in _leaves(like)}
-    shapes = {name: tuple(leaf.shape) for name, leaf in names.items()}
-    if difference := shape_difference({name: array.shape for name, array in arrays.items()}, shapes):
-        raise CheckpointError(f"{path} is of another model: {difference}")
-    leaves = [arrays[name].astype(leaf.dtype, copy=False) for name, leaf in names.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _leaves(tree):
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+        warn_unverified(f"{old[0].path} and {len(old) - 1} more are" if len(old) > 1 else f"{old[0].path} is")

@@ -33,17 +33,17 @@ def test_what_a_killed_write_leaves_is_found(tmp_path):
     assert files.leftovers(tmp_path / "none") == []
 
 
-@pytest.mark.parametrize("writer", ["files.write", "posthoc.write_params", "plot.image_grid"])
+@pytest.mark.parametrize("writer", ["files.write", "params_file.write_params", "plot.image_grid"])
 def test_links_are_not_followed(tmp_path, writer, monkeypatch):
     """Neither one at the path, nor one at a name that a temporary file might have."""
     import numpy as np
 
     from jdiff.runs import plot
-    from jdiff.train import posthoc
+    from jdiff.train import params_file
 
     write = {
         "files.write": lambda path: files.write(path, lambda file: file.write(b"new")),
-        "posthoc.write_params": lambda path: posthoc.write_params(path, {"a": np.ones(2)}),
+        "params_file.write_params": lambda path: params_file.write_params(path, {"a": np.ones(2)}),
         "plot.image_grid": lambda path: plot.image_grid(path, np.zeros((1, 4, 4, 1), np.uint8), 1),
     }[writer]
     victim, path = tmp_path / "victim", tmp_path / "a.npz"

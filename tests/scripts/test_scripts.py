@@ -332,10 +332,10 @@ def test_averages_and_snapshots(place):
     with np.load(one) as a, np.load(other) as b:
         assert a["samples"].shape == b["samples"].shape and not np.array_equal(a["samples"], b["samples"])
     # the snapshot of that width and step is the reconstruction itself
-    from jdiff.train import posthoc
+    from jdiff.train import params_file
 
     stored = final_state(run).ema["0.1"]
-    same_bits(posthoc.load_params(average, runs.like(runs.open_run(run))), stored)
+    same_bits(params_file.load_params(average, runs.like(runs.open_run(run))), stored)
     bad(script("sample", run, "--params", place / "no.npz"), "no.npz")
 
 
