@@ -319,7 +319,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except configs.ConfigError as error:
-        configs.fail(error)
+    configs.run_script(main)

@@ -7,7 +7,6 @@ shape: smooth colour images, written as PNG to a temporary directory.
 """
 
 import dataclasses
-import sys
 import tempfile
 import time
 
@@ -97,7 +96,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (configs.ConfigError, ValueError) as error:
-        configs.fail(error)
+    configs.run_script(main, ValueError)

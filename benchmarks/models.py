@@ -11,16 +11,14 @@ Both sides run in turn in one process on the same cores; ratios above 1 mean tha
 
 import dataclasses
 import functools
-import sys
 import time
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax import lax
 
 import jdiff
@@ -34,7 +32,7 @@ STEPS = 5
 class Arguments:
     """Measure a network against PyTorch."""
 
-    what: Annotated[Literal["dit", "unet"], tyro.conf.Positional]
+    what: Literal["dit", "unet"]
     """Which network."""
     batch: int = 32
     """Images at once."""
@@ -217,7 +215,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except configs.ConfigError as error:
-        configs.fail(error)
+    configs.run_script(main)

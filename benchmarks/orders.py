@@ -8,7 +8,6 @@ steps. Error: root mean square over 32 points, relative to the data's standard d
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
@@ -168,7 +167,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except configs.ConfigError as error:
-        configs.fail(error)
+    configs.run_script(main)

@@ -9,27 +9,25 @@ gradient through 100 steps of the digits UNet, checkpointed and not, against one
 """
 
 import dataclasses
-import sys
 import time
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import jdiff
 from jdiff import config as configs
 from jdiff import runs
 from jdiff.data import batch_indices
-from jdiff.train import init_state, make_train_loop, make_train_step
+from jdiff.train import make_train_loop, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Measure speed against a peer."""
 
-    what: Annotated[Literal["scurve", "unet", "sampling", "mlp", "gradient"], tyro.conf.Positional]
+    what: Literal["scurve", "unet", "sampling", "mlp", "gradient"]
     """Which comparison."""
     steps: int = 5000
     """Steps of each measurement (the UNet's training takes a hundredth, sampling a fiftieth)."""
@@ -38,24 +36,17 @@ class Arguments:
 
 
 def training(path: str, visit: int):
-    """(step, loop, state maker, data, config) of a config, the loop running `visit` steps a call."""
+    """(step, loop, state maker, data, rows, take) of a config, as scripts/train.py trains it; `visit` steps a call."""
     config = configs.load_config(path)
     configs.limit_threads(config)
     run = runs.build("unused", config)
-    tx, decay = configs.build_optimizer(run.config)
+    tx, decay = configs.build_optimizer(run.config), configs.build_averages(run.config)
 
-    def loss(params, key, x0, labels):
-        return jdiff.losses.denoising(run.model.apply, params, key, x0, labels, **run.objective)
-
-    def take(arrays, rows):
-        x, labels = arrays
-        return run.dataset.to_model(x[rows]), None if labels is None else labels[rows]
-
-    step = make_train_step(loss, tx, decay)
+    step, take = make_train_step(runs.make_loss(run), tx, decay), runs.make_take(run)
     loop = jax.jit(make_train_loop(step, take), donate_argnums=0)
     arrays = jax.device_put((run.dataset.x, run.dataset.labels))
     index = batch_indices(len(run.dataset.x), run.config.train.batch, 0, 0, visit)
-    return step, loop, lambda: init_state(run.init_params(), tx), arrays, index, take
+    return step, loop, lambda: runs.new_state(run), arrays, index, take
 
 
 def scurve(steps: int, repeats: int) -> None:
@@ -278,7 +269,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except configs.ConfigError as error:
-        configs.fail(error)
+    configs.run_script(main)

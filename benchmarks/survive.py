@@ -20,15 +20,14 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import numpy as np
-import tyro
 
 from jdiff import config as configs
 from jdiff import runs
 from jdiff.core import files
+from jdiff.runs.watch import read_metrics
 from jdiff.train import checkpoint
 
 TRAIN = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
@@ -38,7 +37,7 @@ TRAIN = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
 class Arguments:
     """Disturb a training run again and again, and compare it with an undisturbed one."""
 
-    config: Annotated[str, tyro.conf.Positional]
+    config: str
     """The config file to train."""
     kills: int = 20
     """How often."""
@@ -55,7 +54,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    argv, overrides = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    argv, overrides = configs.split_at_dashes(argv)
     a = configs.parse(Arguments, argv, prog="benchmarks/survive.py")
     configs.load_config(a.config)
     if a.kills < 1 or a.within <= 0:
@@ -217,8 +216,7 @@ def unfinished(checkpoints: Path) -> bool:
 
 
 def rows(metrics: Path) -> list[int]:
-    from jdiff.runs.watch import read_metrics
-
+    """The steps of a log."""
     return [entry["step"] for entry in read_metrics(metrics)]
 
 
@@ -231,7 +229,4 @@ def final(directory: Path):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (configs.ConfigError, checkpoint.CheckpointError, OSError) as error:
-        configs.fail(error)
+    configs.run_script(main)

@@ -11,13 +11,11 @@ import math
 import sys
 import types
 from pathlib import Path
-from typing import Annotated
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from jdiff import config as configs
 from jdiff import convert
@@ -45,7 +43,7 @@ TOLERANCE = {np.float32: 1e-5, np.float64: 1e-10}
 class Arguments:
     """Compare with a checkout of facebookresearch/DiT."""
 
-    checkout: Annotated[Path, tyro.conf.Positional]
+    checkout: Path
     """The folder that holds models.py."""
 
 
@@ -139,7 +137,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except configs.ConfigError as error:
-        configs.fail(error)
+    configs.run_script(main)

@@ -11,12 +11,10 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import jdiff
 from jdiff import config as configs
@@ -45,7 +43,7 @@ TOLERANCE = {np.float32: 1e-5, np.float64: 1e-10}
 class Arguments:
     """Compare with a checkout of NVlabs/edm2."""
 
-    checkout: Annotated[Path, tyro.conf.Positional]
+    checkout: Path
     """The folder that holds training/networks_edm2.py."""
 
 
@@ -152,7 +150,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except configs.ConfigError as error:
-        configs.fail(error)
+    configs.run_script(main)

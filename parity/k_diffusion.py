@@ -6,14 +6,11 @@ not, to 1e-5. k-diffusion's 3M has half of the second-difference term, and is sh
 """
 
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from checkout import find
 
 import jdiff
@@ -31,7 +28,7 @@ KEY = jax.random.key(1)
 class Arguments:
     """Compare with a checkout of k-diffusion."""
 
-    checkout: Annotated[Path, tyro.conf.Positional]
+    checkout: Path
     """The folder that holds k_diffusion/sampling.py."""
 
 
@@ -124,7 +121,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except configs.ConfigError as error:
-        configs.fail(error)
+    configs.run_script(main)

@@ -7,10 +7,12 @@ or their score function and by `jdiff.sample` from the same noise. Exit status 1
 float64, 1e-3 for images. PyTorch is needed (the `parity` extra).
 """
 
+import dataclasses
 import importlib
 import sys
 import types
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -74,27 +76,40 @@ SCORE_SDE = [
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 
 
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Compare our UNets with the published code."""
+
+    architecture: Literal["edm", "adm", "score_sde"]
+    """Which of them."""
+    checkout: Path
+    """The folder of a checkout of its code."""
+
+
 def main(argv: list[str]) -> int:
-    files = {"edm": "training/networks.py", "adm": "guided_diffusion/unet.py", "score_sde": "models/ncsnpp.py"}
-    if len(argv) != 2 or argv[0] not in files or not (Path(argv[1]) / files[argv[0]]).is_file():
-        raise configs.ConfigError(f"give one of {', '.join(files)} and the path of a checkout of its code")
+    a = configs.parse(Arguments, argv, prog="parity/unets.py")
+    file = {"edm": "training/networks.py", "adm": "guided_diffusion/unet.py", "score_sde": "models/ncsnpp.py"}
+    if not (a.checkout / file[a.architecture]).is_file():
+        raise configs.ConfigError(f"{a.checkout} holds no {file[a.architecture]}; give the folder of a checkout")
     try:
         import torch
     except ImportError:
         raise configs.ConfigError("the comparison needs PyTorch: pip install torch==2.13.0") from None
-    sys.path.insert(0, argv[1])
-    cases = {"edm": edm_cases, "adm": adm_cases, "score_sde": score_sde_cases}[argv[0]]
+    sys.path.insert(0, str(a.checkout))
+    cases = {"edm": edm_cases, "adm": adm_cases, "score_sde": score_sde_cases}[a.architecture]
     print(f"{'network':34s} {'float32':>9s} {'gradient':>9s} {'float64':>9s} {'gradient':>9s}")
     failed = 0
     for title, make, size, label, classes, settings in cases(torch):
         net, call = make()
         randomize(torch, net)
-        errors = {p: compare(torch, argv[0], net, call, size, label, classes, settings, p) for p in TOLERANCE}
+        errors = {p: compare(torch, a.architecture, net, call, size, label, classes, settings, p) for p in TOLERANCE}
         wrong = not all(max(found) < TOLERANCE[precision] for precision, found in errors.items())
         row = " ".join(f"{e:9.1e}" for found in errors.values() for e in found)
         print(f"{title:34s} {row}{' TOO LARGE' * wrong}", flush=True)
         failed += wrong
-    for title, error in {"edm": edm_images, "adm": lambda torch: (), "score_sde": score_sde_images}[argv[0]](torch):
+    for title, error in {"edm": edm_images, "adm": lambda torch: (), "score_sde": score_sde_images}[a.architecture](
+        torch
+    ):
         wrong = not error < 1e-3
         print(f"{title:34s} {error:9.1e}{' TOO LARGE' * wrong}", flush=True)
         failed += wrong
@@ -296,7 +311,4 @@ def resample(torch, x, kernel, up=1, down=1, pad=(0, 0)):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except configs.ConfigError as error:
-        configs.fail(error)
+    configs.run_script(main)

@@ -8,18 +8,20 @@ fresh sets.
 """
 
 import dataclasses
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+
+if __name__ == "__main__":  # Ctrl-C is one line and status 130, also during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(print("stopped by SIGINT", file=sys.stderr) or 130))
 
 import jax
 import numpy as np
-import tyro
 
 from jdiff import config as configs
 from jdiff import metrics, runs
-from jdiff.data import DataError, load
-from jdiff.train import checkpoint
+from jdiff.core.extras import needs
+from jdiff.data import load
 
 FRESH_SETS = 8
 MOST = 10_000_000  # samples
@@ -29,7 +31,7 @@ MOST = 10_000_000  # samples
 class Arguments:
     """Measure a trained run."""
 
-    run_dir: Annotated[str, tyro.conf.Positional]
+    run_dir: str
     """A run directory made by scripts/train.py."""
     num: int = 500
     """Samples of images with classes, more than a judge has features; planes are measured on 10,000."""
@@ -120,8 +122,9 @@ def judge(a: Arguments, data):
 
 def pixels_judge(data, components: int = 24):
     """A support vector machine, and principal components."""
-    from sklearn.decomposition import PCA
-    from sklearn.svm import SVC
+    with needs("judging images needs"):
+        from sklearn.decomposition import PCA
+        from sklearn.svm import SVC
 
     train = flat(data.to_model(data.x))
     components = min(components, *train.shape, len(data.held_x) - 1)
@@ -149,7 +152,4 @@ def plane_line(x, config) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (configs.ConfigError, checkpoint.CheckpointError, DataError, OSError, MemoryError) as error:
-        configs.fail(error)
+    configs.run_script(main)

@@ -6,9 +6,6 @@ From the snapshots in RUN_DIR/snapshots, which a run leaves that tracks power-fu
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from jdiff import config as configs
 from jdiff import ema
@@ -21,7 +18,7 @@ POOR = 0.1  # the profile's relative error above which its samples are another p
 class Arguments:
     """Reconstruct an average of the parameters from a run's snapshots."""
 
-    run_dir: Annotated[str, tyro.conf.Positional]
+    run_dir: str
     """A run directory made by scripts/train.py, with snapshots of power-function averages."""
     sigma_rel: float | None = None
     """Width of the wanted average, relative to the run up to --step: 0.05 is short, 0.15 long."""
@@ -77,7 +74,4 @@ def show(title: str, lines: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (configs.ConfigError, checkpoint.CheckpointError, ValueError, OSError) as error:
-        configs.fail(error)
+    configs.run_script(main, ValueError)

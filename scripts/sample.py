@@ -1,17 +1,20 @@
 """Sample from a trained run: `python scripts/sample.py RUN_DIR [--num 500 --solver heun --steps 20 ...]`."""
 
 import dataclasses
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+
+if __name__ == "__main__":  # Ctrl-C is one line and status 130, also during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(print("stopped by SIGINT", file=sys.stderr) or 130))
 
 import jax
 import numpy as np
-import tyro
 
 from jdiff import config as configs
 from jdiff import runs
 from jdiff.config import Named
+from jdiff.core import files
 from jdiff.runs import plot
 from jdiff.train import checkpoint, params_file
 
@@ -22,7 +25,7 @@ MOST = 10_000_000  # samples, which are held in memory
 class Arguments:
     """Sample from a trained run. Settings left out are those of its config."""
 
-    run_dir: Annotated[str, tyro.conf.Positional]
+    run_dir: str
     """A run directory made by scripts/train.py."""
     num: int = 100
     """How many samples."""
@@ -93,7 +96,7 @@ def main(argv: list[str]) -> int:
     if out.suffix == ".npz":
         labels = np.full(a.num, -1) if labels is None else labels  # -1: this run has no classes
         arrays = dict(samples=samples, labels=labels.astype(np.int32))
-        plot.write(out, lambda file: np.savez_compressed(file, **arrays))
+        files.write(out, lambda file: np.savez_compressed(file, **arrays))
     elif run.dataset.is_image:
         plot.image_grid(out, samples, columns=min(a.num, max(10, int(np.sqrt(a.num)))))
     else:
@@ -110,7 +113,4 @@ def changed(old: Named, name: str | None, texts, more=None) -> Named:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (configs.ConfigError, checkpoint.CheckpointError, OSError, MemoryError) as error:
-        configs.fail(error)
+    configs.run_script(main)

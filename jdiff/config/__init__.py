@@ -1,6 +1,9 @@
-"""Configurations: what a run is made of, from a file and the command line to the objects that its names stand for."""
+"""Configurations: what a run is made of, from a file and the command line to the objects that its names stand for.
 
-from jdiff.config.schema import (
+`schema` says what a config holds, `build` what its names stand for, `files` how it is kept, and `cli` how it is typed.
+"""
+
+from jdiff.config.build import (
     CONDITIONINGS,
     COUPLINGS,
     EMAS,
@@ -11,32 +14,28 @@ from jdiff.config.schema import (
     SOLVERS,
     TARGETS,
     WEIGHTS,
-    Config,
-    ConfigError,
-    Named,
-    Sample,
-    Train,
+    average_names,
+    build_averages,
     build_data,
     build_loss,
     build_model,
     build_objective,
     build_optimizer,
     build_sampler,
-    change,
+    build_schedule,
     check,
-    check_seed,
-    check_writable,
     devices,
-    differences,
-    fail,
-    first_line,
-    flat,
-    from_json,
-    is_argument,
     limit_threads,
-    load_config,
-    parse,
-    setting,
-    to_dict,
-    to_json,
 )
+from jdiff.config.cli import (
+    check_writable,
+    fail,
+    is_argument,
+    parse,
+    parse_with_config,
+    run_script,
+    setting,
+    split_at_dashes,
+)
+from jdiff.config.files import change, differences, flat, from_json, load_config, to_dict, to_json
+from jdiff.config.schema import Config, ConfigError, Named, Sample, Train, check_seed, first_line

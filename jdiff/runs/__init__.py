@@ -1,18 +1,18 @@
-"""Runs: a directory, the network that was trained in it, and samples drawn from it."""
+"""Runs: a directory, the recipe of its training, and samples drawn from what was trained in it."""
 
+from jdiff.runs.draw import draw, make_denoiser
+from jdiff.runs.recipe import SNR_LIMIT, make_loss, make_take, rehearse, step_flops, terminal_snr
 from jdiff.runs.run import (
-    SNR_LIMIT,
     Run,
-    _check_finite,
+    about_data,
     build,
     check_noted,
-    draw,
+    last_checkpoint,
     like,
+    main_average,
     new_state,
     open_run,
     param_shapes,
-    rehearse,
+    prepare_directory,
     restore_ema,
-    step_flops,
-    terminal_snr,
 )

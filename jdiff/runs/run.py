@@ -1,14 +1,14 @@
-"""A run directory, and what its config makes of it: data, network, denoiser, samples.
+"""A run directory, and what its config makes of it: data, network, training state.
 
 `DIR/{config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/}`.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +17,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff import config as configs
-from jdiff import guidance
-from jdiff.config.schema import Config, ConfigError, Sample, first_line
+from jdiff.config import Config, ConfigError
+from jdiff.core import files
 from jdiff.data import Dataset, without_labels
-from jdiff.denoisers import denoiser
 from jdiff.losses.levels import LossAware
-from jdiff.models.summary import summary
-from jdiff.process.forward import prior
-from jdiff.process.schedules import log_snr
-from jdiff.sampling import sample
-from jdiff.solvers import Remember
-from jdiff.train import checkpoint
+from jdiff.runs import lock
+from jdiff.train import checkpoint, parallel
 from jdiff.train.step import TrainState, init_state
 
 UNFIT = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, MemoryError)  # what wrong sizes raise
+DATA_PLACE = ("data.args.data_dir", "data.args.cache", "data.args.threads")  # where data are, and how they are read
 # the settings that samples of a trained average do not depend on, or only as asked for when they are drawn
-UNSAMPLED = (
-    "name", "seed", "levels", "weight", "coupling", "loss.args", "train", "sample",
-    "data.args.data_dir", "data.args.cache", "data.args.threads",
+UNSAMPLED = ("name", "seed", "levels", "weight", "coupling", "loss.args", "train", "sample", *DATA_PLACE)
+# the settings that may change between two starts of one training run
+FREE = (
+    "train.save_every", "train.keep", "train.keep_every", "train.sample_every", "train.threads", "train.devices",
+    "train.fsdp", "train.peer_timeout", "train.steps", "sample", *DATA_PLACE,
 )  # fmt: skip
-EXPLODED = 1e6  # of a sample in the model's numbers, which are about 1
-SNR_LIMIT = 1e-3  # alpha^2 / sigma^2 above which N(0, sigma^2) is visibly not where the process ends
+ENDING = ("cosine", "linear")  # learning rates that end at train.steps: another number of steps is another run
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything a config names, built."""
+    """Everything that a config names, built."""
 
     directory: Path
+    """Where the run is kept."""
     config: Config
+    """What it is made of."""
     dataset: Dataset
+    """Its data."""
     model: Any
-    objective: dict  # the keywords of the loss
+    """Its network: a module with `init` and `apply`."""
+    objective: dict
+    """The keywords of its loss, see `config.build_objective`."""
     loss: Any
+    """Its loss, one of `jdiff.losses`; `make_loss` adds what training does to data and labels."""
 
     @property
     def schedule(self):
@@ -63,19 +66,33 @@ class Run:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one sample as the network sees it: with an earlier estimate beside it where it is self-conditioned."""
+        """The shape of one sample as the network sees it: where it is self-conditioned, beside an earlier estimate."""
         *space, channels = self.dataset.shape
         return (*space, channels if self.config.self_conditioning is None else 2 * channels)
 
     def init_params(self) -> Any:
-        """Fresh parameters, a function of the seed."""
+        """Fresh parameters, a function of the config's seed."""
         x = jnp.zeros((1, *self.input_shape))
         cond = jnp.zeros(1, jnp.int32) if self.dataset.classes else None
         return jax.jit(self.model.init)(jax.random.key(self.config.seed), x, jnp.zeros(1), cond)
 
 
+# ---------------------------------------------------------------- the run of a config, of a directory
+
+
 def build(directory, config: Config) -> Run:
-    """Build a run from its config. Raises ConfigError for whatever in it has no meaning."""
+    """Build a run from its config.
+
+    Args:
+        directory: where it is kept; nothing is read or written there.
+        config: what it is made of.
+
+    Returns:
+        The run.
+
+    Raises:
+        ConfigError: something in the config has no meaning, or does not fit the data.
+    """
     configs.check(config)
     dataset = configs.build_data(config)
     if config.train.batch > dataset.size:
@@ -89,54 +106,69 @@ def build(directory, config: Config) -> Run:
 
 
 def open_run(directory) -> Run:
-    """The run of an existing directory. Raises ConfigError if there is none."""
+    """Build the run of an existing directory from its config.json.
+
+    Raises:
+        ConfigError: there is no run, or its config has no meaning to this version.
+    """
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise ConfigError(f"{directory} is no run directory: it has no config.json; make one with scripts/train.py")
     return build(directory, configs.from_json(path))
 
 
-def like(run: Run) -> Any:
-    """Zeros in the structure of the run's parameters, for restoring into."""
-    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), param_shapes(run))
+def prepare_directory(run: Run) -> None:
+    """Make a directory that of a run, to be trained in: all processes call this together, under the lock.
+
+    An old directory must be of the same run. The config is written, and what a killed run has left is removed.
+
+    Raises:
+        ConfigError: the directory holds another run, or one that was trained on other data.
+        OSError: it cannot be written.
+    """
+    path = run.directory / "config.json"
+    ends = run.config.train.lr_schedule.name in ENDING
+    free = [name for name in FREE if not (ends and name == "train.steps")]
+    if path.is_file() and (change := configs.change(configs.from_json(path), run.config, ignore=free)):
+        raise ConfigError(f"{run.directory} holds another run: {change}; choose another --run-dir")
+    with checkpoint.told():  # the checkpoints know the config too, where config.json was lost or edited
+        check_noted(run, ignore=free)
+    notes = (checkpoint.read_note(run.checkpoints, step) for step in reversed(checkpoint.steps(run.checkpoints)))
+    check_same_data(run, next(filter(None, notes), {}))
+    parallel.anywhere(False)  # all processes have read the directory before one of them writes in it
+    if jax.process_index() == 0:
+        lock.sweep(run.directory)
+        files.write(path, lambda file: file.write(configs.to_json(run.config).encode()))
 
 
-def param_shapes(run: Run) -> Any:
-    """The shapes of the run's parameters. Raises ConfigError if the network cannot be made or held in memory."""
-    try:
-        shapes = jax.eval_shape(run.init_params)
-    except UNFIT as error:
-        raise ConfigError(f"the parts of this config do not fit: {first_line(error)}") from error
-    _check_memory(run, shapes, "its parameters")
-    return shapes
+# ---------------------------------------------------------------- what its checkpoints say
 
 
-def _check_memory(run: Run, shapes, what: str) -> None:
-    """Raise ConfigError if arrays of these shapes are larger than the memory of the machines."""
-    size = sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(shapes))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
-    if size > memory:
+def about_data(run: Run) -> dict:
+    """What a checkpoint notes of the data that it was trained on."""
+    return dict(size=run.dataset.size, shape=list(run.dataset.shape))
+
+
+def check_same_data(run: Run, note: dict) -> None:
+    """Check that a checkpoint was trained on as many samples, of the same shape: its batches were others if not.
+
+    Args:
+        run: the run, with the data of now.
+        note: of the checkpoint; those of earlier versions say nothing of the data.
+
+    Raises:
+        ConfigError: the data are others.
+    """
+    old, new = note.get("samples"), about_data(run)
+    if old is not None and old != new:
         raise ConfigError(
-            f"model {run.config.model.name!r} is too large: {what} would take {size / 2**30:,.0f} GiB, and there are "
-            f"{memory / 2**30:,.0f} GiB of memory"
+            f"{run.directory} was trained on other data: its samples had {old}, and these have {new}; bring the data "
+            "back, or choose another --run-dir"
         )
 
 
-def restore_ema(run: Run, step: int | None = None) -> tuple[int, Any]:
-    """(step, averaged parameters) of the newest checkpoint, or of `step`; what was passed over is told on stderr.
-
-    Raises CheckpointError as `checkpoint.restore_ema` does, and ConfigError if it was trained with another config.
-    """
-    names = averages(run.config)
-    trees = like(run) if names is None else {name: like(run) for name in names}
-    with checkpoint.told():
-        step, trees = checkpoint.restore_ema(run.checkpoints, trees, step)
-        check_noted(run, step, ignore=UNSAMPLED)
-    return step, trees if names is None else trees["main"]
-
-
-def check_noted(run: Run, step: int | None = None, ignore=()) -> None:
-    """Raise ConfigError where checkpoint `step`, or the newest with a note, was trained with another config.
+def check_noted(run: Run, step: int | None = None, ignore: Iterable[str] = ()) -> None:
+    """Check that a checkpoint was trained with the config of the run.
 
     A note that this version cannot read is not compared: a `CheckpointWarning` says so.
 
@@ -144,6 +176,9 @@ def check_noted(run: Run, step: int | None = None, ignore=()) -> None:
         run: the run, with the config that is asked for now.
         step: the checkpoint's step; None for the newest that notes a config.
         ignore: dotted names of settings that may differ, with all below them.
+
+    Raises:
+        ConfigError: it was trained with another config.
     """
     steps = checkpoint.steps(run.checkpoints) if step is None else [step]
     noted = [(s, checkpoint.read_note(run.checkpoints, s).get("config")) for s in reversed(steps)]
@@ -163,136 +198,88 @@ def check_noted(run: Run, step: int | None = None, ignore=()) -> None:
         )
 
 
-def averages(config: Config) -> list[str] | None:
-    """The names of the averages that training keeps; None if it is one."""
-    _, decay = configs.build_optimizer(config)
-    return list(decay) if isinstance(decay, dict) else None
+def last_checkpoint(directory: Path) -> str:
+    """Which checkpoint of a run directory is the last one, in words."""
+    steps = checkpoint.steps(directory / "checkpoints")
+    return f"the last checkpoint is {steps[-1]:,}" if steps else "there is no checkpoint yet"
 
 
-def step_flops(run: Run) -> int:
-    """FLOPs of one training step: three times those of the network's call, for the two products of each gradient."""
-    batch = run.config.train.batch
-    cond = jax.ShapeDtypeStruct((batch,), jnp.int32) if run.dataset.classes else None
-    return 3 * summary(run.model, (batch, *run.input_shape), cond=cond).flops
+# ---------------------------------------------------------------- its parameters and its training state
 
 
-def terminal_snr(run: Run) -> float:
-    """alpha^2 / sigma^2 where sampling starts."""
-    t = run.schedule.t_max
-    return float(jnp.exp(log_snr(run.schedule, t)))
+def param_shapes(run: Run) -> Any:
+    """The shapes and dtypes of the run's parameters.
 
-
-def make_denoiser(run: Run, params, labels, how: Sample):
-    """The run's denoiser for labels (B,) or None, with the guidance and the clipping of `how`."""
-    o = run.objective
-
-    def given(cond):
-        return denoiser(
-            run.model.apply, params, o["schedule"], o["target"], cond, conditioning=o["conditioning"],
-            learned_variance=run.config.loss.name == "hybrid", self_conditioning=o["self_conditioning"] is not None,
-        )  # fmt: skip
-
-    denoise = given(labels)
-    if labels is not None and how.guidance != 1:
-        null = jnp.full_like(labels, run.dataset.classes)
-        denoise = guidance.cfg(denoise, given(null), how.guidance)
-    return denoise if how.clip is None else guidance.threshold(denoise, run.schedule, how.clip)
-
-
-def draw(run: Run, params, key, num: int, how: Sample, labels=None, *, batch: int = 500, path: bool = False):
-    """num samples in the model's numbers, (num, ...), and their labels (num,) or None; labels cycle.
-
-    Sample i depends on (key, i) and its label alone. With `path`, also the states at times[1:], (N - 1, num, ...).
-    Raises ConfigError if a sample is not finite, or beyond 1e6.
+    Raises:
+        ConfigError: the network cannot be made, or its parameters do not fit into the memory.
     """
-    classes = run.dataset.classes
-    if labels is not None:
-        _check_labels(labels, classes)
-    cycle = np.resize(np.arange(classes) if labels is None else np.asarray(labels), num) if classes else None
-    size = min(batch, num)
-    one_batch = jax.jit(_sampler(run, how, size), static_argnames="path")
-    samples, paths = [], []
-    for first in range(0, num, size):
-        rows = np.minimum(np.arange(first, first + size), num - 1)  # the last batch is filled up, then cut
-        out = one_batch(params, key, rows, None if cycle is None else jnp.asarray(cycle[rows], jnp.int32), path)
-        x, states = out if path else (out, None)
-        kept = min(size, num - first)
-        samples.append(np.asarray(x)[:kept])
-        if path:
-            paths.append(np.asarray(states)[:, :kept])
-    samples = np.concatenate(samples)
-    _check_finite(samples, params)
-    return (samples, cycle, np.concatenate(paths, axis=1)) if path else (samples, cycle)
+    try:
+        shapes = jax.eval_shape(run.init_params)
+    except UNFIT as error:
+        raise ConfigError(f"the parts of this config do not fit: {configs.first_line(error)}") from error
+    check_memory(run, shapes, "its parameters")
+    return shapes
 
 
-def _check_finite(samples: np.ndarray, params) -> None:
-    """Raise ConfigError if a sample is not finite, or so large that the sampling has exploded all the same."""
-    rows = samples.reshape(len(samples), -1)
-    finite, small = np.isfinite(rows).all(1), (np.abs(rows) <= EXPLODED).all(1)
-    if small.all():
-        return
-    bad, what = (~small, f"beyond {EXPLODED:g}") if finite.all() else (~finite, "not finite")
-    largest = np.max([np.abs(np.asarray(leaf, np.float32)).max(initial=0) for leaf in jax.tree.leaves(params)])
-    if largest < 1e4:  # those of a trained network reach some tens
-        advice = "try guidance nearer to 1, a smaller eta or churn, more steps, or another solver"
-    else:
-        advice = f"the parameters reach {largest:.3g}; use an earlier checkpoint, or train with a lower train.lr"
-    raise ConfigError(f"{bad.sum():,} of {len(samples):,} samples are {what}: {advice}")
+def check_memory(run: Run, shapes, what: str) -> None:
+    """Check that arrays fit into the memory of the machines.
+
+    Args:
+        run: the run, whose model is named in the message.
+        shapes: a tree of arrays or of `jax.ShapeDtypeStruct`.
+        what: what the arrays are, for the message, as "its parameters".
+
+    Raises:
+        ConfigError: they are larger than the memory.
+    """
+    size = sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(shapes))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
+    if size > memory:
+        raise ConfigError(
+            f"model {run.config.model.name!r} is too large: {what} would take {size / 2**30:,.0f} GiB, and there are "
+            f"{memory / 2**30:,.0f} GiB of memory"
+        )
 
 
-def _sampler(run: Run, how: Sample, size: int):
-    """(params, key, rows (size,), labels, path) -> samples of these rows of the endless stream of `key`."""
-    if how.guidance != 1 and not run.dataset.classes:
-        raise ConfigError(f"guidance {how.guidance} needs classes, and {run.dataset.name} has none; use guidance 1")
-    solver, times = configs.build_sampler(how, run.schedule)
-    if run.config.self_conditioning is not None:
-        solver = Remember(solver)
-    mean, std = run.dataset.moments() if how.match_prior else (0.0, 0.0)
+def like(run: Run) -> Any:
+    """Zeros in the structure of the run's parameters, to restore into. Raises ConfigError as `param_shapes` does."""
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), param_shapes(run))
 
-    def one_batch(params, key, rows, cond, path):
-        k_prior, k_steps = jax.random.split(key)
-        keys = [jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(rows) for k in (k_prior, k_steps)]
-        x = prior(run.schedule, keys[0], (size, *run.dataset.shape), times[0], mean=mean, std=std)
-        denoise = make_denoiser(run, params, cond, how)
-        return sample(solver, denoise, run.schedule, x, times, keys[1], path=path)
 
-    return one_batch
+def state_of(run: Run, params: Any) -> TrainState:
+    """The run's training state at step 0, with these parameters."""
+    law = run.objective["levels"]
+    extra = {"levels": law.init()} if isinstance(law, LossAware) else None
+    return init_state(params, configs.build_optimizer(run.config), extra, averages=configs.average_names(run.config))
 
 
 def new_state(run: Run) -> TrainState:
-    """The run's training state at step 0."""
-    return _state_of(run, run.init_params())
+    """The run's training state at step 0, with fresh parameters."""
+    return state_of(run, run.init_params())
 
 
-def _state_of(run: Run, params) -> TrainState:
-    tx, _ = configs.build_optimizer(run.config)
-    law = run.objective["levels"]
-    extra = {"levels": law.init()} if isinstance(law, LossAware) else None
-    return init_state(params, tx, extra, averages=averages(run.config))
+def main_average(state: TrainState) -> Any:
+    """The average of the parameters that is sampled, whole and on the host: all processes call this together."""
+    return parallel.host(state.ema["main"] if "main" in state.ema else state.ema)
 
 
-def rehearse(run: Run, loss) -> None:
-    """Trace a step of `loss(params, key, x0, labels)` and the sampling, so that what does not fit shows at once.
+def restore_ema(run: Run, step: int | None = None) -> tuple[int, Any]:
+    """Restore the average of the parameters that is sampled; what was passed over is told on stderr.
 
-    Raises ConfigError with what the network or the solver said.
+    Args:
+        run: the run.
+        step: the checkpoint's step; None for the newest.
+
+    Returns:
+        (step, averaged parameters).
+
+    Raises:
+        CheckpointError: as `checkpoint.restore_ema` does.
+        ConfigError: the checkpoint was trained with another config.
     """
-    key, labels = jax.random.key(0), jnp.zeros(2, jnp.int32) if run.dataset.classes else None
-    x = jax.ShapeDtypeStruct((2, *run.dataset.shape), jnp.float32)
-    try:
-        params = param_shapes(run)
-        _check_memory(run, jax.eval_shape(functools.partial(_state_of, run), params), "its training state")
-        jax.eval_shape(loss, params, key, x, labels)
-        how = dataclasses.replace(run.config.sample, match_prior=False)  # its moments would read the data
-        jax.eval_shape(functools.partial(_sampler(run, how, 2), path=False), params, key, np.arange(2), labels)
-    except ConfigError:
-        raise
-    except UNFIT as error:
-        raise ConfigError(f"the parts of this config do not fit: {first_line(error)}") from error
-
-
-def _check_labels(labels, classes: int) -> None:
-    if not classes:
-        raise ConfigError("labels were given, but this run has no classes")
-    wrong = [label for label in labels if not 0 <= label < classes]
-    if wrong:
-        raise ConfigError(f"label {wrong[0]} is none of the classes 0 to {classes - 1}")
+    names = configs.average_names(run.config)
+    trees = like(run) if names is None else {name: like(run) for name in names}
+    with checkpoint.told():
+        step, trees = checkpoint.restore_ema(run.checkpoints, trees, step)
+        check_noted(run, step, ignore=UNSAMPLED)
+    return step, trees if names is None else trees["main"]

@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jdiff.runs.plot import write
+from jdiff.core.extras import needs
+from jdiff.core.files import write
 
 # dense bfloat16 products a second of one device, as their makers state them, by what JAX calls the device
 PEAK_FLOPS = {
@@ -58,21 +59,31 @@ def memory() -> float | None:
 
 
 class Log:
-    """One entry a visit, on the terminal, in metrics.jsonl and for TensorBoard; a process that is not `first` is mute.
+    """One entry for each visit: on the terminal, in metrics.jsonl and for TensorBoard.
 
-    `images`: samples in a step, shown as a rate, or 0 for steps; `peak`: steps a second that the devices could make at
-    most, of which the share reached is shown (MFU), or None.
+    Args:
+        directory: of the run.
+        start: the step at which it goes on; entries of later steps are removed from metrics.jsonl.
+        total: the step at which the run ends.
+        images: samples in a step, to show a rate of images; 0 to show a rate of steps.
+        peak: steps a second that the devices could make at most, to note the share that is reached (MFU), or None.
+        first: whether this process speaks for the run. One that does not writes nothing.
+
+    Raises:
+        MissingExtra: tqdm or tensorboardX is not installed.
     """
 
     def __init__(
         self, directory: Path, start: int, total: int, images: int, peak: float | None = None, first: bool = True
     ):
-        from tqdm import tqdm
+        with needs("the log of a run needs"):
+            from tqdm import tqdm
 
         self.path, self.total, self.images, self.first = directory / "metrics.jsonl", total, images, first
         self.peak, self.board = peak, None
         if first:
-            from tensorboardX import SummaryWriter
+            with needs("the log of a run needs"):
+                from tensorboardX import SummaryWriter
 
             if self.path.exists():  # entries of steps that were lost are made again; the last may be half a line
                 entries = read_metrics(self.path, lambda text: say("warning:", text, file=sys.stderr))
@@ -127,7 +138,8 @@ class Log:
     def picture(self, path: Path, step: int) -> None:
         """Note a picture for TensorBoard; the time it took is nobody's rate."""
         if self.board is not None and path is not None:
-            from PIL import Image
+            with needs("pictures need"):
+                from PIL import Image
 
             self.board.add_image("samples", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
         self.time = time.perf_counter()

@@ -30,15 +30,7 @@ def rehearsed(config, monkeypatch):
         monkeypatch.setattr(configs, "build_data", lambda _: data.Dataset(name, x, labels, x, labels, classes))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch=2))
     run = runs.build("nowhere", config)
-
-    def loss(params, key, x0, labels):
-        def apply(params, x, label, cond):
-            return run.model.apply(params, x, label, cond, **options)
-
-        return run.loss(apply, params, key, x0, labels, **run.objective)
-
-    options = dict(return_logvar=True) if config.loss.name == "uncertain" else {}
-    runs.rehearse(run, loss)
+    runs.rehearse(run)
     return run
 
 

@@ -17,8 +17,11 @@ import pytest
 import jdiff
 from jdiff import config as configs
 from jdiff import data, optim, runs
-from jdiff.config import Config, ConfigError, Named, Sample, Train, schema
-from jdiff.runs import plot, run
+from jdiff.config import Config, ConfigError, Named, Sample, Train, build
+from jdiff.runs import plot
+from jdiff.runs.draw import check_samples
+from jdiff.runs.pictures import picture
+from jdiff.runs.search import parse_space
 from jdiff.train import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +79,7 @@ def cases(kind):
 
 def make(kind, name, args):
     table, given, _ = TABLES[kind]
-    return schema._make(kind, table, Named(name, args), *given, **({"batch": 4} if name == "half_life" else {}))
+    return build.make(kind, table, Named(name, args), *given, **({"batch": 4} if name == "half_life" else {}))
 
 
 def one_line(error, *texts):
@@ -413,18 +416,18 @@ def test_samples_that_are_not_finite_are_not_written(place, tmp_path, capsys):
     _, params = runs.restore_ema(run)
     (run.directory / "samples").mkdir()
     with pytest.raises(ConfigError, match="4 of 4 samples are not finite"):
-        load("train").show(run, params, 1, True)
+        picture(run, params, "final")
     assert not list((run.directory / "samples").iterdir())
 
 
 def test_samples_of_which_some_are_not_finite_or_beyond_use_are_counted():
     good = np.zeros((5, 2), np.float32)
-    run._check_finite(good, {"w": good})
+    check_samples(good, {"w": good})
     for value, text in ((np.nan, "1 of 5 samples are not finite"), (1e9, "1 of 5 samples are beyond 1e[+]06")):
         bad = good.copy()
         bad[3, 1] = value
         with pytest.raises(ConfigError, match=f"{text}: try guidance nearer to 1"):
-            run._check_finite(bad, {"w": good})
+            check_samples(bad, {"w": good})
 
 
 @pytest.mark.parametrize(
@@ -488,10 +491,10 @@ def test_the_figure_of_a_plane_shows_points_of_the_whole_set(tmp_path, monkeypat
 
 def test_training(tmp_path, capsys):
     train, path = load("train"), tmp_path / "c.py"
-    assert train.main([]) == 2
-    out, err = capsys.readouterr()
-    assert not out and "usage: python scripts/train.py CONFIG" in err
-    assert train.main(["--help"]) == 0 and "usage:" in capsys.readouterr().out
+    assert "python scripts/train.py CONFIG" in refused("train", capsys)
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--help"])
+    assert caught.value.code == 0 and "usage: scripts/train.py" in capsys.readouterr().out
     path.write_text(
         "from jdiff.config import *\n"
         "config = Config(name='a', data=Named('scurve', {'n': 500}), model=Named('mlp'), schedule=Named('vp'))"
@@ -509,6 +512,8 @@ def test_training(tmp_path, capsys):
         (["--schedule.args.beta_min"], "--schedule.args.beta_min needs a value"),
         (["--schedule.args.beta_mim", "1"], "has no argument 'beta_mim' (did you mean 'beta_min'?)"),
         (["--schedule.args.1", "1"], "names no argument"),
+        (["--until", "-1"], "--until must be 0 or more, got -1"),
+        (["--rum-dir", "x"], "unknown setting --rum-dir (did you mean '--run-dir'?)"),
     ):
         assert text in refused("train", capsys, path, "--run-dir", tmp_path / "run", *words)
     assert not (tmp_path / "run").exists()
@@ -525,7 +530,7 @@ def test_sweeping(tmp_path, monkeypatch, capsys):
     path = ROOT / "configs" / "scurve.py"
     assert "cannot write /proc/no" in refused("sweep", capsys, path, *lr, "--out", "/proc/no")
     made = configs.load_config(path)
-    assert load("sweep").parse_space(["weight.args.new=1:2"], made)["weight.args.new"].whole  # the config lacks it
+    assert parse_space(["weight.args.new=1:2"], made)["weight.args.new"].whole  # the config lacks it
     assert "no setting 'levels.argz.T'" in refused("sweep", capsys, path, "--param", "levels.argz.T=1,2")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sweep.db").write_bytes(b"no database" * 100)

@@ -1,0 +1,388 @@
+"""What the names in a config stand for: tables of names, and the objects that a config is built into."""
+
+import dataclasses
+import functools
+import inspect
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from jdiff import losses, solvers
+from jdiff.config.schema import Config, ConfigError, Named, Sample, check_kinds, first_line
+from jdiff.core import names
+from jdiff.core.checks import LARGEST
+from jdiff.data import DATASETS, DataError
+from jdiff.denoisers import conditioning, targets
+from jdiff.losses import coupling, levels, weights
+from jdiff.models import create_model, list_models
+from jdiff.process import betas, grid, schedules
+from jdiff.process.table import Discrete
+from jdiff.process.times import LOWEST_LOG_SNR, check_times
+from jdiff.train import ema, optim
+
+LARGEST_SIZE = 1_000_000  # of anything in a network: its layers, channels, classes
+
+# ---------------------------------------------------------------- tables of names
+
+
+def _discrete(table: str = "linear", T: int = 1000, **args):
+    return betas.discrete(make("beta table", BETAS, Named(table, dict(args, T=T))))
+
+
+BETAS = {
+    "linear": betas.linear, "scaled_linear": betas.scaled_linear, "cosine": betas.cosine, "sigmoid": betas.sigmoid,
+}  # fmt: skip
+SCHEDULES = {
+    "vp": schedules.VP, "subvp": schedules.SubVP, "ve": schedules.VE, "edm": schedules.EDM,
+    "cosine": schedules.Cosine, "flow": schedules.Flow, "discrete": _discrete,
+}  # fmt: skip
+TARGETS = {
+    "x0": targets.X0, "eps": targets.Eps, "score": targets.Score, "v": targets.V, "velocity": targets.Velocity,
+    "edm": targets.EDM,
+}  # fmt: skip
+CONDITIONINGS = {
+    "log_snr": conditioning.LogSNR, "edm": conditioning.EDM, "index": conditioning.Index,
+    "continuous": conditioning.Continuous, "sigma": conditioning.Sigma,
+}  # fmt: skip
+LEVELS = {
+    "uniform": levels.Uniform, "knots": levels.Knots, "antithetic": levels.Antithetic,
+    "log_normal": levels.LogNormal, "logit_normal": levels.LogitNormal, "independent": levels.Independent,
+    "loss_aware": levels.LossAware,
+}  # fmt: skip
+WEIGHTS = {
+    "flat": weights.Flat, "simple": weights.Simple, "edm": weights.EDM, "min_snr": weights.MinSNR, "p2": weights.P2,
+    "sigmoid": weights.Sigmoid, "likelihood": weights.Likelihood,
+}  # fmt: skip
+ON_KNOTS = ("knots", "antithetic", "loss_aware")
+COUPLINGS = {"independent": coupling.Independent, "nearest": coupling.Nearest, "assignment": coupling.Assignment}
+
+
+def _hybrid(vlb: float = 1e-3, bins: int | None = 256):
+    if not 0 <= vlb <= LARGEST or (bins is not None and bins < 2):
+        raise ValueError(f"vlb must be 0 or more, at most {LARGEST:g}, and bins 2 or more; got {vlb} and {bins}")
+    return functools.partial(losses.hybrid, vlb=vlb, bins=bins)
+
+
+LOSSES = {
+    "denoising": lambda: losses.denoising,
+    "hybrid": _hybrid,
+    "uncertain": lambda: losses.uncertain,
+}
+SOLVERS = {
+    "ddpm": solvers.DDPM, "ddim": solvers.DDIM, "euler": solvers.Euler, "euler_ancestral": solvers.EulerAncestral,
+    "heun": solvers.Heun, "rk4": solvers.RK4, "edm_stochastic": solvers.EDMStochastic, "dpm2": solvers.DPM2,
+    "dpm2_ancestral": solvers.DPM2Ancestral, "lms": solvers.LMS, "pndm": solvers.PNDM, "ipndm": solvers.IPNDM,
+    "deis": solvers.DEIS, "exponential_ab": solvers.ExponentialAB, "dpm_solver": solvers.DPMSolver,
+    "dpm_solver_m": solvers.DPMSolverM, "dpmpp_2s": solvers.DPMpp2S, "dpmpp_2s_ancestral": solvers.DPMpp2SAncestral,
+    "dpmpp_2m": solvers.DPMpp2M, "dpmpp_3m": solvers.DPMpp3M, "dpmpp_sde": solvers.DPMppSDE,
+    "dpmpp_2m_sde": solvers.DPMpp2MSDE, "dpmpp_3m_sde": solvers.DPMpp3MSDE, "unipc": solvers.UniPC,
+    "sa_solver": solvers.SASolver, "euler_maruyama": solvers.EulerMaruyama,
+    "predictor_corrector": lambda eta=1.0, snr=0.16, steps=1: solvers.PredictorCorrector(
+        solvers.EulerMaruyama(eta), solvers.Langevin(snr, steps)
+    ),
+    "annealed_langevin": solvers.AnnealedLangevin, "gradient_estimation": solvers.GradientEstimation,
+    "restart": lambda low=0.06, high=0.3, rounds=2, steps=4: solvers.Restart(solvers.Heun(), low, high, rounds, steps),
+}  # fmt: skip
+EMAS = {"constant": ema.constant, "half_life": ema.half_life, "warmup": ema.warmup, "power": ema.power}
+
+
+def _sigmas(schedule, n, sigmas: tuple):
+    if not all(type(sigma) in (int, float) for sigma in sigmas):
+        raise ValueError(f"sigmas must be a list of numbers, got {sigmas}")
+    return grid.of_sigmas(schedule, sigmas, n)
+
+
+GRIDS = {
+    "uniform": lambda schedule, n: grid.uniform(n, schedule.t_min, schedule.t_max),
+    "log_snr": lambda schedule, n, lowest=LOWEST_LOG_SNR: grid.log_snr(schedule, n, lowest=lowest),
+    "karras": lambda schedule, n, rho=7.0: grid.karras(schedule, n, _rho(rho)),
+    "exponential": lambda schedule, n, lowest=LOWEST_LOG_SNR: grid.exponential(schedule, n, lowest=lowest),
+    "polyexponential": lambda schedule, n, rho=1.0: grid.polyexponential(schedule, n, _rho(rho)),
+    "beta": lambda schedule, n, alpha=0.6, beta=0.6: grid.beta(schedule, n, alpha, beta),
+    "shifted": lambda schedule, n, shift=3.0: grid.shift(grid.uniform(n, schedule.t_min, schedule.t_max), shift),
+    "sigmas": _sigmas,
+    "discrete": lambda schedule, n, spacing="leading": grid.discrete(_table_length(schedule), n, spacing),
+}
+
+
+def _rho(rho: float) -> float:
+    if not 0.1 <= rho <= 100:
+        raise ValueError(f"rho must be from 0.1 to 100, got {rho}")
+    return rho
+
+
+def _table_length(schedule) -> int:
+    if not isinstance(schedule, Discrete):
+        raise ConfigError("grid 'discrete' picks knots of a table, and needs schedule 'discrete'; use 'log_snr'")
+    return schedule.log_nsr.shape[0]
+
+
+# ---------------------------------------------------------------- the objects
+
+
+def make(kind: str, table: dict, choice: Named, *given, **fixed):
+    """Call what a name stands for.
+
+    Args:
+        kind: what the names of the table name, for the messages, as "solver".
+        table: what each name stands for: a function of its arguments.
+        choice: the name, and the arguments that the config gives.
+        given: the first arguments of the function, which a config does not give.
+        fixed: other arguments that a config does not give.
+
+    Returns:
+        `table[choice.name](*given, **choice.args, **fixed)`.
+
+    Raises:
+        ConfigError: the name or an argument is unknown, an argument is missing, of the wrong kind or out of range.
+    """
+    what = f"{kind} {choice.name!r}"
+    try:
+        function = names.choose(kind, choice.name, table)
+        parameters = _parameters(function)
+        names.check_arguments(what, function, choice.args, [*list(parameters)[: len(given)], *fixed])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    check_kinds(what, choice.args, parameters)
+    try:
+        return function(*given, **choice.args, **fixed)
+    except ConfigError:
+        raise
+    except DataError as error:  # its text names the set already
+        raise ConfigError(str(error)) from error
+    except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
+        raise ConfigError(f"{what}: {first_line(error)}") from error
+
+
+def _parameters(function: Callable) -> dict:
+    """{name: (annotation, default)} of a function's parameters."""
+    return {name: (p.annotation, p.default) for name, p in inspect.signature(function).parameters.items()}
+
+
+def build_data(config: Config):
+    """Read the data set of a config.
+
+    Raises:
+        ConfigError: there is no such data set, or it cannot be read.
+    """
+    return make("data set", DATASETS, config.data)
+
+
+def build_model(config: Config, classes: int):
+    """Make the network of a config.
+
+    Args:
+        config: the whole config: its loss and its self-conditioning decide how many channels the network returns.
+        classes: the number of classes of the data, 0 for none. A number in the config comes before it.
+
+    Returns:
+        A module with `init` and `apply`.
+
+    Raises:
+        ConfigError: there is no such network, a field is unknown or out of range, or the network does not fit the loss.
+    """
+    fields = dict(num_classes=classes)
+    # the channels of the output over those of the input
+    channels = (2 if config.loss.name == "hybrid" else 1) / (1 if config.self_conditioning is None else 2)
+    if channels != 1:
+        fields["out_multiplier"] = channels
+    args, what = config.model.args, f"model {config.model.name!r}"
+    check_kinds(what, args, {})
+    for name, value in args.items():
+        for size in value if isinstance(value, tuple) else (value,):
+            if type(size) is int and not 0 <= size <= LARGEST_SIZE:
+                raise ConfigError(f"{what}: {name} must be from 0 to {LARGEST_SIZE:,}, got {value}")
+    try:
+        model = create_model(config.model.name, **fields | args)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(first_line(error)) from error
+    known = {field.name: (field.type, field.default) for field in dataclasses.fields(model)}
+    check_kinds(what, args, known)
+    dropout = args.get("dropout", 0.0)
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"{what}: dropout is a share, in [0, 1); got {dropout}")
+    if config.loss.name == "uncertain" and not getattr(model, "logvar_channels", 0):
+        raise ConfigError(f"loss 'uncertain' needs an uncertainty head, and model {config.model.name!r} has none")
+    if config.train.augment and getattr(model, "augment_dim", 0) != 9:
+        raise ConfigError(f"train.augment tells the network 9 numbers: model {config.model.name!r} needs augment_dim 9")
+    return model
+
+
+def build_schedule(config: Config):
+    """The noise schedule of a config. Raises ConfigError where it is unknown or out of range."""
+    return make("schedule", SCHEDULES, config.schedule)
+
+
+def build_objective(config: Config) -> dict:
+    """What the losses share, as their keywords.
+
+    Returns:
+        A dict with schedule, target, conditioning, levels, weight, coupling and self_conditioning.
+
+    Raises:
+        ConfigError: one of them is unknown or out of range.
+    """
+    return dict(
+        schedule=build_schedule(config),
+        target=make("target", TARGETS, config.target),
+        conditioning=make("conditioning", CONDITIONINGS, config.conditioning),
+        levels=make("levels", LEVELS, config.levels),
+        weight=make("weight", WEIGHTS, config.weight),
+        coupling=make("coupling", COUPLINGS, config.coupling),
+        self_conditioning=config.self_conditioning,
+    )
+
+
+def build_loss(config: Config):
+    """The loss of a config: one of `jdiff.losses`.
+
+    Returns:
+        `loss(apply, params, key, data, cond, **objective) -> (scalar, aux)`, with the objective of `build_objective`.
+
+    Raises:
+        ConfigError: it is unknown, or it needs another schedule or another law of the levels.
+    """
+    if config.loss.name == "hybrid" and config.schedule.name != "discrete":
+        raise ConfigError(
+            "loss 'hybrid' learns the variance between the knots of a table: it needs schedule 'discrete'"
+        )
+    if config.loss.name == "hybrid" and (config.levels.name not in ON_KNOTS or "T" not in config.levels.args):
+        raise ConfigError(
+            f"loss 'hybrid' is stated on the knots of a table: it needs levels {' or '.join(ON_KNOTS)}, with T"
+        )
+    return make("loss", LOSSES, config.loss)
+
+
+def build_optimizer(config: Config):
+    """The optimiser of a config, with its learning rates and its clipping: an `optax.GradientTransformation`.
+
+    Raises:
+        ConfigError: a name or an argument is unknown or out of range.
+    """
+    t = config.train
+    for kind, choice, table in (
+        ("optimizer", t.optimizer, optim.OPTIMIZERS), ("learning-rate schedule", t.lr_schedule, optim.LR_SCHEDULES),
+    ):  # fmt: skip
+        parameters = _parameters(table[choice.name]) if choice.name in table else {}
+        check_kinds(f"{kind} {choice.name!r}", choice.args, parameters)
+    try:
+        rates = optim.lr_schedule(t.lr_schedule.name, t.lr, t.steps, t.warmup_steps, **t.lr_schedule.args)
+        return optim.optimizer(t.optimizer.name, rates, t.clip, **t.optimizer.args)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def average_names(config: Config) -> list[str] | None:
+    """The names of the averages of the parameters that training keeps; None where it keeps one, which has no name."""
+    widths = [f"{width:g}" for width in config.train.posthoc]
+    return ["main", *widths] if widths else None
+
+
+def build_averages(config: Config):
+    """The law of the average of the parameters, `law(step) -> decay`.
+
+    Returns:
+        The law; or {name: law} where `average_names` has names.
+
+    Raises:
+        ConfigError: the law is unknown, or a number is out of range.
+    """
+    t = config.train
+    main = make("ema", EMAS, t.ema, **(dict(batch=t.batch) if t.ema.name == "half_life" else {}))
+    names_of_all = average_names(config)
+    if names_of_all is None:
+        return main
+    try:
+        return dict(zip(names_of_all, [main, *map(ema.power, t.posthoc)], strict=True))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def devices(config: Config) -> list:
+    """The devices that a run uses, in the order of the processes.
+
+    Raises:
+        ConfigError: there are too few, or the batch, its slices or the groups of devices do not divide.
+    """
+    import jax
+
+    t, found, processes = config.train, jax.devices(), jax.process_count()
+    if t.devices is not None and t.devices > len(found):
+        more = "; JAX_NUM_CPU_DEVICES makes more" if jax.default_backend() == "cpu" else ""
+        raise ConfigError(f"train.devices is {t.devices}, but there are {len(found)}{more}")
+    if t.devices is not None and processes > 1 and t.devices != len(found):
+        raise ConfigError(f"several processes use all their devices: leave train.devices out (there are {len(found)})")
+    # in the order of the processes, because each process reads the rows of its own devices
+    found = sorted(found, key=lambda device: (device.process_index, device.id))[: t.devices]
+    if len(found) % t.fsdp:
+        raise ConfigError(f"train.fsdp {t.fsdp} does not divide the {len(found)} devices")
+    if t.batch % (len(found) * t.accumulate):
+        slices = f" in {t.accumulate} slices" if t.accumulate > 1 else ""
+        raise ConfigError(f"train.batch {t.batch} does not divide over {len(found)} devices{slices}")
+    return found
+
+
+def limit_threads(config: Config) -> None:
+    """Give XLA on the CPU `config.train.threads` threads.
+
+    This must be called before the first array is made: it has no effect afterwards. To hand layers of some microseconds
+    from core to core costs more than it gains. XLA reads NPROC from the environment; a value that is already there is
+    left alone.
+    """
+    if config.train.threads is not None:
+        os.environ.setdefault("NPROC", str(config.train.threads))
+
+
+def build_sampler(sample: Sample, schedule):
+    """The solver and the times of the sampling part of a config.
+
+    Args:
+        sample: that part.
+        schedule: the noise schedule, in whose domain the times lie.
+
+    Returns:
+        (solver, times (N,)).
+
+    Raises:
+        ConfigError: a name or an argument is unknown or out of range, or the times do not descend.
+    """
+    solver, times = make("solver", SOLVERS, sample.solver), make("grid", GRIDS, sample.grid, schedule, sample.steps)
+    try:
+        return solver, check_times(schedule, times)
+    except ValueError as error:
+        raise ConfigError(f"grid {sample.grid.name!r}: {error}") from error
+
+
+def check(config: Config) -> None:
+    """Build all that costs nothing, so that a typo shows at once: all but the data and the network's parameters.
+
+    Raises:
+        ConfigError: something in the config has no meaning.
+    """
+    schedule = build_objective(config)["schedule"]
+    if isinstance(schedule, Discrete):
+        for what, choice in (("levels", config.levels), ("conditioning", config.conditioning)):
+            T = choice.args.get("T")
+            if T is not None and T != _table_length(schedule):
+                raise ConfigError(f"{what} {choice.name!r} has T = {T}, the schedule's table {_table_length(schedule)}")
+    build_loss(config)
+    build_averages(config)
+    tx = build_optimizer(config)
+    try:
+        _try_optimizer(tx)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ConfigError(f"optimizer {config.train.optimizer.name!r}: {first_line(error)}") from error
+    build_sampler(config.sample, schedule)
+    if config.model.name not in list_models():
+        build_model(config, 0)
+    if config.data.name not in DATASETS:
+        build_data(config)
+
+
+def _try_optimizer(tx) -> None:
+    """Trace a step on a small kernel and bias: what optax finds wrong in its arguments shows here, or in training."""
+    import jax
+
+    params = {"kernel": jax.ShapeDtypeStruct((4, 4), np.float32), "bias": jax.ShapeDtypeStruct((4,), np.float32)}
+    jax.eval_shape(lambda params: tx.update(params, tx.init(params), params), params)

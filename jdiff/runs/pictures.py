@@ -1,0 +1,66 @@
+"""Pictures of a run's samples: a row for each class, or the figure of a plane."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdiff import config as configs
+from jdiff.process.forward import q_sample
+from jdiff.runs import plot, watch
+from jdiff.runs.draw import draw
+from jdiff.runs.run import Run
+
+PANELS = 6  # of the figure of a plane, in a row
+
+
+def picture(run: Run, params: Any, name: str) -> Path:
+    """Draw samples of a run, from the same noise each time, and write DIR/samples/NAME.png.
+
+    Args:
+        run: the run.
+        params: the parameters of its network.
+        name: of the picture, as "0000100" or "final".
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        ConfigError: a sample is not finite, or explodes; nothing is written then.
+        OSError: the picture cannot be written.
+    """
+    path = run.directory / "samples" / f"{name}.png"
+    key = jax.random.key(run.config.seed + 2)
+    (images if run.dataset.is_image else plane)(run, params, key, path)
+    return path
+
+
+def images(run: Run, params: Any, key, path: Path) -> None:
+    """Write a grid of images: a row for each class, or rows of ten where there are no classes."""
+    how, data = run.config.sample, run.dataset
+    if not data.classes:
+        x, _ = draw(run, params, key, how.num, how)
+        plot.image_grid(path, data.to_data(x), columns=10)
+        return
+    columns = max(1, how.num // data.classes)
+    labels = np.repeat(np.arange(data.classes), columns)
+    x, _ = draw(run, params, key, len(labels), how, labels)
+    plot.image_grid(path, data.to_data(x), columns, range(data.classes))
+
+
+def plane(run: Run, params: Any, key, path: Path) -> None:
+    """Write the figure of a plane: the data as noise grows, the samples as it falls, and the loss so far."""
+    how, data = run.config.sample, run.dataset
+    x, _, states = draw(run, params, key, how.num, how, batch=how.num, path=True)
+    _, times = configs.build_sampler(how, run.schedule)
+    picks = np.unique(np.linspace(0, len(times) - 1, PANELS).round().astype(int))[:-1]
+    x0 = data.to_model(data.held_x if len(data.held_x) else data.x)
+    eps = jax.random.normal(key, x0.shape)
+    noised = [(float(times[i]), q_sample(run.schedule, x0, jnp.asarray(float(times[i])), eps)) for i in picks[::-1]]
+    sampled = [(float(times[i]), states[i]) for i in picks]
+    entries = watch.read_metrics(run.directory / "metrics.jsonl")
+    entries = [entry for entry in entries if isinstance(entry.get("loss"), float)]  # None where it was not finite
+    losses = [entry["step"] for entry in entries], [entry["loss"] for entry in entries]
+    plot.plane_figure(path, [(0.0, x0), *noised], [*sampled, (0.0, x)], losses)
