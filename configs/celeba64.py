@@ -11,7 +11,7 @@ T = 1000
 
 config = Config(
     name="celeba64",
-    data=Named("celeba", {"data_dir": "", "size": 64}),
+    data=Named("celeba", {"size": 64}),
     model=Named("ddpm_cifar10", {"multipliers": (1, 2, 2, 2, 4), "attention": (2,), "dropout": 0.1}),
     schedule=Named("discrete", {"table": "linear", "T": T}),
     target=Named("eps"),

@@ -11,7 +11,7 @@ T = 1000
 
 config = Config(
     name="cifar10_ddpm",
-    data=Named("cifar10", {"data_dir": ""}),
+    data=Named("cifar10"),
     model=Named("ddpm_cifar10", {"num_classes": 0, "dropout": 0.1}),
     schedule=Named("discrete", {"table": "linear", "T": T}),
     target=Named("eps"),

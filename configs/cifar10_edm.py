@@ -12,7 +12,7 @@ BATCH = 512
 
 config = Config(
     name="cifar10_edm",
-    data=Named("cifar10", {"data_dir": ""}),
+    data=Named("cifar10"),
     model=Named("edm_cifar10", {"num_classes": 10, "dropout": 0.13}),
     schedule=Named("edm"),
     target=Named("edm"),

@@ -9,7 +9,7 @@ from jdiff.config import Config, Named, Sample, Train
 
 config = Config(
     name="cifar10_flow",
-    data=Named("cifar10", {"data_dir": ""}),
+    data=Named("cifar10"),
     model=Named(
         "unet",
         {

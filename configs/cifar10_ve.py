@@ -10,7 +10,7 @@ from jdiff.config import Config, Named, Sample, Train
 
 config = Config(
     name="cifar10_ve",
-    data=Named("cifar10", {"data_dir": ""}),
+    data=Named("cifar10"),
     model=Named("ncsnpp_cifar10", {"num_classes": 0, "dropout": 0.1}),
     schedule=Named("ve", {"sigma_min": 0.02, "sigma_max": 100.0}),
     target=Named("eps"),

@@ -9,7 +9,7 @@ from jdiff.config import Config, Named, Sample, Train
 
 config = Config(
     name="cifar10_vp",
-    data=Named("cifar10", {"data_dir": ""}),
+    data=Named("cifar10"),
     model=Named("ddpmpp_cifar10", {"num_classes": 0, "dropout": 0.1}),
     schedule=Named("vp"),
     target=Named("eps"),

@@ -12,7 +12,7 @@ T = 1000
 
 config = Config(
     name="cifar64_cond",
-    data=Named("tfds", {"name": "cifar10", "size": 64, "data_dir": ""}),
+    data=Named("tfds", {"name": "cifar10", "size": 64}),
     model=Named("unet", {"channels": 64, "multipliers": (1, 2, 4, 4), "blocks": 2, "attention": (1, 2, 3)}),
     schedule=Named("discrete", {"table": "linear", "T": T}),
     target=Named("eps"),

@@ -11,7 +11,7 @@ T = 1000
 
 config = Config(
     name="fashion_mnist",
-    data=Named("fashion_mnist", {"data_dir": ""}),
+    data=Named("fashion_mnist"),
     model=Named("unet", {"channels": 32, "multipliers": (0.5, 1, 2), "blocks": 1, "attention": (2,), "dropout": 0.1}),
     schedule=Named("discrete", {"table": "cosine", "T": T}),
     target=Named("eps"),

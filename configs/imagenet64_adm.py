@@ -11,7 +11,7 @@ T = 1000
 
 config = Config(
     name="imagenet64_adm",
-    data=Named("imagenet64", {"data_dir": ""}),
+    data=Named("imagenet64"),
     model=Named("adm_imagenet64", {"dropout": 0.1, "dtype": "bfloat16", "remat": False}),
     schedule=Named("discrete", {"table": "cosine", "T": T}),
     target=Named("eps"),

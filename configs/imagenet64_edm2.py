@@ -12,7 +12,7 @@ BATCH = 2048
 
 config = Config(
     name="imagenet64_edm2",
-    data=Named("imagenet64", {"data_dir": ""}),
+    data=Named("imagenet64"),
     model=Named("edm2_img64_s", {"dropout": 0.0, "dtype": "bfloat16", "remat": False}),
     schedule=Named("edm"),
     target=Named("edm"),

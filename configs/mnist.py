@@ -13,7 +13,7 @@ T = 1000
 
 config = Config(
     name="mnist",
-    data=Named("mnist", {"data_dir": ""}),
+    data=Named("mnist"),
     model=Named("unet", {"channels": 32, "multipliers": (0.5, 1, 2), "blocks": 1, "attention": (2,), "dropout": 0.1}),
     schedule=Named("discrete", {"table": "cosine", "T": T}),
     target=Named("eps"),

@@ -11,7 +11,7 @@ from jdiff.config import Config, Named, Sample, Train
 
 config = Config(
     name="mnist_edm",
-    data=Named("mnist", {"data_dir": ""}),
+    data=Named("mnist"),
     model=Named("unet", {"channels": 32, "multipliers": (0.5, 1, 2), "blocks": 1, "attention": (2,), "dropout": 0.1}),
     schedule=Named("edm"),
     target=Named("edm"),
