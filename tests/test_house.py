@@ -18,11 +18,11 @@ denoisers
 losses guidance solvers
 sampling
 train
-data metrics
+convert data metrics
 config
 runs
 """.strip().splitlines()
-TOWER = ["models", "convert"]  # of the floors they know `core` alone; from `data metrics` upwards all may use them
+TOWER = ["models"]  # of the floors it knows `core` alone; from `convert data metrics` upwards all may use it
 
 
 def files():

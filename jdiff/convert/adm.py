@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from jdiff.convert import unets
+from jdiff.convert.architecture import Architecture
 from jdiff.convert.table import AS_IS, Entry, Layout, Mismatch, conv, dense, norm
-from jdiff.models.unet import ADM, UNet
+from jdiff.models.unet import UNet
+from jdiff.models.unet_presets import ADM
 
-IGNORED = ()
 ROLES = dict(
     norm_0="in_layers.0", conv_0="in_layers.2", embed="emb_layers.1", norm_1="out_layers.0", conv_1="out_layers.3",
     skip="skip_connection",
@@ -193,3 +194,6 @@ def _heads(flags: dict, channels: int) -> int:
     if channels % (each or heads):
         raise Mismatch(f"{channels} channels do not divide into {f'heads of {each}' if each else f'{heads} heads'}")
     return channels // each if each else heads
+
+
+ARCHITECTURE = Architecture(select, build, table, example, config, settings=SETTINGS, one_spelling=one_spelling)

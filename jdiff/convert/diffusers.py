@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jdiff.convert import unets
+from jdiff.convert.architecture import Architecture
 from jdiff.convert.table import AS_IS, DENSE, Entry, Layout, Mismatch, conv, dense, norm
 from jdiff.models.unet import UNet
 
@@ -181,3 +182,6 @@ def _stage(net: UNet, part, resampler: str, there: str) -> list[Entry]:
         biases = Layout(lambda *b: np.concatenate(b), lambda b: np.split(b, 3))
         lines += unets.attention(part, (kernels, biases), names, DENSE, AS_IS, f"{name}.to_out.0", f"{name}.group_norm")
     return lines
+
+
+ARCHITECTURE = Architecture(select, build, table, example, config, ignored=IGNORED, folder=folder)

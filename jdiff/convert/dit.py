@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jdiff.convert.architecture import Architecture
 from jdiff.convert.table import AS_IS, Entry, Mismatch, conv, dense
 from jdiff.models.dit import SIZES, DiT
 from jdiff.models.transformer import sincos_positions
@@ -116,3 +117,6 @@ def _check_positions(given: np.ndarray, width: int) -> None:
     side = math.isqrt(given.shape[1])
     if given.shape != (1, side * side, width) or np.abs(given[0] - sincos_positions(side, side, width)).max() > 1e-5:
         raise Mismatch("pos_embed is not the fixed sin-cos table of a square grid, which is all that is known here")
+
+
+ARCHITECTURE = Architecture(select, build, table, example, config, ignored=IGNORED)

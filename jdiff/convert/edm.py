@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 
 from jdiff.convert import unets
+from jdiff.convert.architecture import Architecture
 from jdiff.convert.table import AS_IS, DENSE, WIDTH_ONE, Entry, Layout, Mismatch, conv, dense, fused, norm
-from jdiff.models.unet import ADM, SONG, UNet
+from jdiff.models.unet import UNet
+from jdiff.models.unet_presets import ADM, SONG
 
 IGNORED = ("*.resample_filter", "sigma_*", "u")  # u: the levels of the baseline ADM
 LEVEL = re.compile(r"(model\.enc|model\.dec)\.(\d+)x\d+_")
@@ -148,3 +150,6 @@ def _song_classes_back(rows):
 
 SONG_CLASSES = Layout(_song_classes, _song_classes_back)
 ADM_CLASSES = Layout(lambda w: np.concatenate([w.T, np.zeros_like(w[:, :1]).T]), lambda rows: (rows[:-1] - rows[-1]).T)
+
+
+ARCHITECTURE = Architecture(select, build, table, example, config, ignored=IGNORED)

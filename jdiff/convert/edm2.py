@@ -13,10 +13,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jdiff.convert.architecture import Architecture
 from jdiff.convert.table import AS_IS, WIDTH_ONE, Entry, Mismatch, conv, dense, fused
 from jdiff.models.edm2 import EDM2UNet
 
-IGNORED = ()
 TOLD = {  # fields that the tensors do not tell, by the arguments of the published class
     "head_channels": "channels_per_head", "dropout": "dropout", "label_balance": "label_balance",
     "concat_balance": "concat_balance", "residual_balance": "res_balance", "attention_balance": "attn_balance",
@@ -142,3 +142,6 @@ def _fourier(ours, theirs):
         Entry(("params", ours, "frequencies"), f"{theirs}.freqs", AS_IS),
         Entry(("params", ours, "phases"), f"{theirs}.phases", AS_IS),
     ]
+
+
+ARCHITECTURE = Architecture(select, build, table, example, config)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from jdiff.convert.architecture import Architecture
 from jdiff.convert.table import AS_IS, Entry, Mismatch, conv, dense
 from jdiff.models.resnet import ResNet
 
@@ -78,3 +79,6 @@ def _norm(path, name):
     names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     kind = {"scale": "params", "bias": "params", "mean": "batch_stats", "var": "batch_stats"}
     return [Entry((kind[ours], *path, ours), f"{name}.{theirs}", AS_IS) for ours, theirs in names.items()]
+
+
+ARCHITECTURE = Architecture(select, build, table, example, config, ignored=IGNORED)

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from jdiff.convert import unets
+from jdiff.convert.architecture import Architecture
 from jdiff.convert.table import AS_IS, Entry, Layout, Mismatch, conv, dense, norm
-from jdiff.models.unet import DDPM, SONG, InSigma, UNet
+from jdiff.models.unet import InSigma, UNet
+from jdiff.models.unet_presets import DDPM, SONG
 
 WHOSE = "score_sde_pytorch"
 IGNORED = ("module.sigmas",)
@@ -217,3 +219,6 @@ def _fields(layers: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         pyramid_out="skip" if norms > 1 else "",
         resample="block" if any("Conv_2.weight" in layer for layer in layers) else "conv",
     )
+
+
+ARCHITECTURE = Architecture(select, build, table, example, config, ignored=IGNORED, settings=SETTINGS)

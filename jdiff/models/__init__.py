@@ -1,15 +1,16 @@
 """Networks, in Flax Linen: `init(key, x, label, cond)` and `apply(variables, x, label, cond) -> F`.
 
-A side tower: it knows jax and flax, and nothing about diffusion.
+They know jax, flax and `jdiff.core`, and nothing about diffusion.
 """
 
+from jdiff.models import unet_presets  # noqa: F401  (importing the presets registers them)
 from jdiff.models.attention import SelfAttention
 from jdiff.models.conv import Conv, conv
 from jdiff.models.dit import DiT
 from jdiff.models.edm2 import EDM2UNet, normalize_weights
 from jdiff.models.mlp import MLP, StepMLP
 from jdiff.models.receptive import receptive_field, receptive_field_of
-from jdiff.models.registry import Tag, create_model, list_models, register_model, register_tag, tag_of
+from jdiff.models.registry import Tag, Training, create_model, list_models, register_model, register_tag, tag_of
 from jdiff.models.resnet import ResNet
 from jdiff.models.summary import summary
 from jdiff.models.text import TextEncoder, tokenize
@@ -26,6 +27,7 @@ __all__ = [
     "StepMLP",
     "Tag",
     "TextEncoder",
+    "Training",
     "UNet",
     "ViT",
     "conv",

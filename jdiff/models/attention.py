@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from jdiff.models.inits import scaled_init
 from jdiff.models.norms import GroupNorm
-from jdiff.models.transformer import attend
+from jdiff.models.transformer import attend, dense
 
 
 def check_levels(attention: Sequence[int], depth: int) -> None:
@@ -42,10 +42,10 @@ class SelfAttention(nn.Module):
         B, C = x.shape[0], x.shape[-1]
         if C % self.heads:
             raise ValueError(f"SelfAttention: {C} channels do not divide into {self.heads} heads")
-        y = GroupNorm(*self.norm, name="norm")(x).reshape(-1, C)  # products of two matrices are the fastest on CPUs
+        y = GroupNorm(*self.norm, name="norm")(x)
         inner, outer = (scaled_init(scale, self.kernel_init) for scale in (self.qkv_scale, self.out_scale))
-        qkv = nn.Dense(3 * C, dtype=self.dtype, kernel_init=inner, name="qkv")(y)
+        qkv = dense(3 * C, inner, self.dtype, "qkv")(y)
         qkv = qkv.reshape(B, -1, 3, self.heads, C // self.heads)
         y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], fused=self.fused)
-        y = nn.Dense(C, dtype=self.dtype, kernel_init=outer, name="out")(y.reshape(-1, C))
-        return self.skip_scale * (x + y.reshape(x.shape)) if self.skip_scale != 1 else x + y.reshape(x.shape)
+        y = dense(C, outer, self.dtype, "out")(y.reshape(x.shape))
+        return self.skip_scale * (x + y) if self.skip_scale != 1 else x + y

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff.models.embed import ClassEmbedding, as_float, check_label, check_unconditional
-from jdiff.models.norms import standardize
-from jdiff.models.registry import register_model, register_tag
+from jdiff.models.norms import modulate, standardize
+from jdiff.models.registry import Tag, Training, register_model, register_tag
 from jdiff.models.transformer import (
     Attention,
     FeedForward,
@@ -39,9 +39,9 @@ def label_features(label: jax.Array, features: int = 256) -> jax.Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 
-def modulate(x, shift, scale):
-    """The norm of x, (B, L, D), times 1 + scale, plus shift, both (B, 1, D)."""
-    return standardize(x, (-1,), 1e-6) * (1 + scale) + shift
+def modulated_norm(x, shift, scale):
+    """norm(x) (1 + scale) + shift, for tokens x (B, L, D) with shift and scale (B, D)."""
+    return modulate(standardize(x, (-1,), 1e-6), scale, shift)
 
 
 class DiTBlock(nn.Module):
@@ -61,14 +61,15 @@ class DiTBlock(nn.Module):
         """x: (B, L, D); c: (B, D); context: (B, S, D) with its mask (B, S), or None; turns: of `rotary_turns`."""
         D = x.shape[-1]
         parts = nn.Dense(6 * D, kernel_init=zeros, dtype=self.dtype, name="modulation")(nn.silu(c))
-        shift_0, scale_0, gate_0, shift_1, scale_1, gate_1 = jnp.split(parts[:, None], 6, -1)
+        shift_0, scale_0, gate_0, shift_1, scale_1, gate_1 = jnp.split(parts, 6, -1)
+        gate_0, gate_1 = gate_0[:, None], gate_1[:, None]
         attention = Attention(self.heads, self.qk_norm, dtype=self.dtype, fused=self.fused, name="attention")
-        x = x + gate_0 * attention(modulate(x, shift_0, scale_0), turns=turns)
+        x = x + gate_0 * attention(modulated_norm(x, shift_0, scale_0), turns=turns)
         if context is not None:
             cross = Attention(self.heads, self.qk_norm, out_init=zeros, dtype=self.dtype, name="cross")
             x = x + cross(standardize(x, (-1,), 1e-6), context, mask)
         feed = FeedForward(self.ratio, dtype=self.dtype, name="feed")
-        return x + gate_1 * feed(modulate(x, shift_1, scale_1))
+        return x + gate_1 * feed(modulated_norm(x, shift_1, scale_1))
 
 
 class DiT(nn.Module):
@@ -122,7 +123,7 @@ class DiT(nn.Module):
             block = make(self.heads, self.ratio, self.qk_norm, self.dtype, self.fused, name=f"block_{i}")
             h = block(h, c, context, mask, turns)
         parts = nn.Dense(2 * self.width, kernel_init=zeros, name="modulation")(nn.silu(c))
-        h = modulate(h, *jnp.split(parts[:, None], 2, -1))
+        h = modulated_norm(h, *jnp.split(parts, 2, -1))
         h = dense(int(p * p * C * self.out_multiplier), zeros, None, "out")(h)
         return images(h, H, W, p)
 
@@ -178,9 +179,9 @@ for _size in SIZES:
         _register(_size, _patch)
 
 for _size in (256, 512):
-    register_tag(
+    register_tag(Tag(
         "dit_xl_2", f"imagenet{_size}", dict(num_classes=1000, out_multiplier=2, label_scale=1.0, channels=4),
         url=f"https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-{_size}x{_size}.pt", license="CC BY-NC 4.0",
-        parameters=674_834_720, shape=(_size // 8, _size // 8, 4), architecture="dit", target="Eps",
-        conditioning="Index(1000)", learned_variance=True,
-    )  # fmt: skip
+        parameters=674_834_720, shape=(_size // 8, _size // 8, 4), architecture="dit",
+        training=Training(schedule="linear", target="Eps", conditioning="Index", learned_variance=True),
+    ))  # fmt: skip

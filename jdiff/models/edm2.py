@@ -19,7 +19,7 @@ from jax import lax
 from jdiff.models.attention import check_levels
 from jdiff.models.conv import conv
 from jdiff.models.embed import as_float, check_index, check_label, check_unconditional, class_labels, nan_outside
-from jdiff.models.registry import register_model, register_tag
+from jdiff.models.registry import Tag, Training, register_model, register_tag
 from jdiff.models.resample import downsample, upsample
 from jdiff.models.transformer import attend
 
@@ -286,11 +286,11 @@ def _register(name: str, count: int, file: str) -> None:
     what = "64x64 images" if images == "img64" else "64x64 latents of four channels, of 512x512 images"
     make.__name__, make.__doc__ = name, f"EDM2-{size.upper()} for ImageNet, {what}: {count / 1e6:.0f}M parameters."
     register_model(make)
-    register_tag(
+    register_tag(Tag(
         name, "fid", dict(in_channels=C), parameters=count, shape=(64, 64, C), license="CC-BY-NC-SA-4.0",
-        url=f"https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions/{file}.pkl",
-        architecture="edm2", conditioning="EDM", target="EDM", sigma_data=0.5,
-    )  # fmt: skip
+        url=f"https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions/{file}.pkl", architecture="edm2",
+        training=Training(schedule="EDM", target="EDM", conditioning="EDM", sigma_data=0.5),
+    ))  # fmt: skip
 
 
 for _name, (_count, _file) in PUBLISHED.items():

@@ -5,22 +5,24 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jdiff.models.cpu import recomputed
 from jdiff.models.inits import scaled_init
-
-# A decorator: the backward pass computes f again from its arguments. For what is a few operations a number, that is
-# faster than to write down and read back what lies between; compilers that know better may still keep it.
-recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 class GroupNorm(nn.Module):
     """(x - mean) / sqrt(var + epsilon) over the positions and channels of each group, then scale and bias.
 
-    At most `groups` groups of at least `min_width` channels.  Wu & He 2018, arXiv:1803.08494. `activation`, a function,
-    is applied to the result.
+    Args:
+        groups: the largest number of groups.
+        min_width: the smallest number of channels of a group.
+        epsilon: what is added to the variance.
+        dtype: of the output; None for that of the statistics, float32 or wider.
+        activation: a function that is applied to the output, or None.
+
+    Reference: Wu & He 2018, arXiv:1803.08494.
     """
 
     groups: int = 32
@@ -31,7 +33,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, modulation=None):
-        """x: (B, ..., C) -> the same; `modulation`: (scale, shift) (B, C) each, for y (1 + scale) + shift after it."""
+        """Normalise x (B, ..., C); a `modulation` (scale, shift), both (B, C), makes y (1 + scale) + shift of it."""
         C = x.shape[-1]
         most = min(self.groups, max(C // self.min_width, 1))
         groups = max(g for g in range(1, most + 1) if C % g == 0)
@@ -41,7 +43,7 @@ class GroupNorm(nn.Module):
         @recomputed
         def norm(x, scale, bias, modulation):
             y = _wide(x)
-            # the sums over positions keep the channels, where they are fast, and the groups are joined afterwards
+            # sums over positions are fast while the channels stay apart: the groups are joined afterwards
             space = tuple(range(1, x.ndim - 1))
 
             def join(v):  # (B, C) -> the mean of each group at each of its channels
@@ -52,9 +54,9 @@ class GroupNorm(nn.Module):
             y = y - _spread(mean, y)
             gain = lax.rsqrt(join(jnp.square(y).mean(space)) + self.epsilon) * scale.astype(y.dtype)[None]
             shift = jnp.broadcast_to(bias.astype(y.dtype)[None], gain.shape)
-            if modulation is not None:  # one product and one sum over the whole signal, not two of each
-                more, add = (m.astype(y.dtype) for m in modulation)
-                gain, shift = gain * (1 + more), shift * (1 + more) + add
+            if modulation is not None:  # one product and one sum over the whole signal, where `modulate` adds another
+                scale_by, shift_by = (m.astype(y.dtype) for m in modulation)
+                gain, shift = gain * (1 + scale_by), shift * (1 + scale_by) + shift_by
             y = y * _spread(gain, y) + _spread(shift, y)
             y = y if self.dtype is None else y.astype(self.dtype)
             return y if self.activation is None else self.activation(y)
@@ -63,7 +65,17 @@ class GroupNorm(nn.Module):
 
 
 class AdaptiveGroupNorm(nn.Module):
-    """norm(x) (1 + scale) + shift, scale and shift linear in silu(embedding).  arXiv:2105.05233, section 3."""
+    """norm(x) (1 + scale) + shift, scale and shift being linear in silu(embedding).
+
+    Args:
+        groups: the largest number of groups.
+        min_width: the smallest number of channels of a group.
+        epsilon: what is added to the variance.
+        kernel_init: the law of initial values of the dense layer, see `inits.scaled_init`.
+        activation: a function that is applied to the output, or None.
+
+    Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, section 3.
+    """
 
     groups: int = 32
     min_width: int = 4
@@ -73,7 +85,7 @@ class AdaptiveGroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, embedding):
-        """x: (B, ..., C), embedding: (B, E)."""
+        """x: (B, ..., C), embedding: (B, E); returns an array like x."""
         dense = nn.Dense(2 * x.shape[-1], kernel_init=scaled_init(1.0, self.kernel_init), name="modulation")
         modulation = jnp.split(dense(nn.silu(embedding)), 2, axis=-1)
         norm = GroupNorm(self.groups, self.min_width, self.epsilon, activation=self.activation, name="norm")
@@ -81,12 +93,21 @@ class AdaptiveGroupNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """(x - mean) / sqrt(var + epsilon) * scale + bias, mean and var of each channel over the whole batch.
+    """(x - mean) / sqrt(var + epsilon) scale + bias, with the mean and variance of each channel over the whole batch.
 
-    Ioffe & Szegedy 2015, arXiv:1502.03167. In training the statistics are those of the batch, on all devices of
-    `axis_name` where one is given (under jit with shardings the batch is one array, and no name is needed); else they
-    are running averages, the collection "batch_stats": r <- momentum r + (1 - momentum) batch, with PyTorch's unbiased
-    variance. Statistics are float32 or wider, the output of `dtype`, or of theirs.
+    In training the statistics are those of the batch, and the running averages r in the collection "batch_stats" become
+    momentum r + (1 - momentum) batch, with the unbiased variance, as in PyTorch. Otherwise the statistics are the
+    running averages. Statistics are float32 or wider.
+
+    Args:
+        momentum: the weight of the old running average.
+        epsilon: what is added to the variance.
+        axis_name: of the devices whose batches count as one, under pmap and shard_map: the norm is then synchronised.
+            Under jit with shardings the batch is one array, and no name is needed.
+        scale_init: initial values of the scale.
+        dtype: of the output; None for that of the statistics.
+
+    Reference: Ioffe & Szegedy 2015, arXiv:1502.03167.
     """
 
     momentum: float = 0.9
@@ -97,7 +118,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        """x: (B, ..., C) -> the same. Raises ValueError in training on a single value per channel."""
+        """Normalise x (B, ..., C). Raises ValueError in training on a single value per channel."""
         C = x.shape[-1:]
         scale = self.param("scale", self.scale_init, C, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), C, jnp.float32)
@@ -120,7 +141,10 @@ class BatchNorm(nn.Module):
         return y if self.dtype is None else y.astype(self.dtype)
 
     def _statistics(self, y):
-        """Mean and variance over the batch and the devices: deviations are squared, not values, so nothing cancels."""
+        """Mean and variance over the batch and the devices.
+
+        The variance is the mean of squared deviations: a difference of mean squares would lose digits.
+        """
         axes = tuple(range(y.ndim - 1))
         mean = y.mean(axes)
         if self.axis_name is None:
@@ -129,67 +153,9 @@ class BatchNorm(nn.Module):
         return mean, lax.pmean(jnp.square(y - _lead(mean, y)).mean(axes), self.axis_name)
 
 
-class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(var + epsilon) over the channels of each position, then scale and bias.  arXiv:1607.06450."""
-
-    epsilon: float = 1e-5
-    affine: bool = True
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x):
-        """x: (B, ..., C) -> the same."""
-        return _affine(self, standardize(x, (-1,), self.epsilon), bias=True)
-
-
-class InstanceNorm(nn.Module):
-    """(x - mean) / sqrt(var + epsilon) over the positions of each sample and channel.  arXiv:1607.08022."""
-
-    epsilon: float = 1e-5
-    affine: bool = True
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x):
-        """x: (B, ..., C) -> the same. Raises ValueError where a sample has a single position, which would give 0."""
-        if x.size == x.shape[0] * x.shape[-1]:
-            raise ValueError(f"InstanceNorm needs more than one position per sample, got {x.shape}")
-        return _affine(self, standardize(x, tuple(range(1, x.ndim - 1)), self.epsilon), bias=True)
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + epsilon) over the channels of each position, then scale.  arXiv:1910.07467."""
-
-    epsilon: float = 1e-6
-    affine: bool = True
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x):
-        """x: (B, ..., C) -> the same."""
-        y = _wide(x)
-        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
-        return _affine(self, y, bias=False)
-
-
-class AdaptiveLayerNorm(nn.Module):
-    """norm(x) (1 + scale) + shift, both linear in silu(embedding) and 0 at the start.  arXiv:2212.09748, 3.2."""
-
-    epsilon: float = 1e-6
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x, embedding):
-        """x: (B, ..., C), embedding: (B, E) -> like x."""
-        zeros = nn.initializers.zeros_init()
-        modulation = nn.Dense(2 * x.shape[-1], kernel_init=zeros, name="modulation")(nn.silu(embedding))
-        y = modulate(standardize(x, (-1,), self.epsilon), *jnp.split(modulation, 2, axis=-1))
-        return y if self.dtype is None else y.astype(self.dtype)
-
-
 @functools.partial(recomputed, static_argnums=(1, 2))
 def standardize(x, axes, epsilon: float):
-    """(x - mean) / sqrt(var + epsilon) over `axes`, in float32 or wider; x of any shape."""
+    """(x - mean) / sqrt(var + epsilon) over `axes`, in float32 or wider, for x of any shape."""
     y = _wide(x)
     y = y - y.mean(axes, keepdims=True)
     return y * lax.rsqrt(jnp.square(y).mean(axes, keepdims=True) + epsilon)
@@ -198,16 +164,6 @@ def standardize(x, axes, epsilon: float):
 def modulate(y, scale, shift):
     """y (1 + scale) + shift for y (B, ..., C) with scale and shift (B, C)."""
     return y * (1 + _spread(scale, y)) + _spread(shift, y)
-
-
-def _affine(module, y, bias: bool):
-    """The scale and bias of a norm module, if it has them, and its dtype."""
-    if module.affine:
-        y = y * _lead(module.param("scale", nn.initializers.ones_init(), y.shape[-1:], jnp.float32).astype(y.dtype), y)
-        if bias:
-            b = module.param("bias", nn.initializers.zeros_init(), y.shape[-1:], jnp.float32)
-            y = y + _lead(b.astype(y.dtype), y)
-    return y if module.dtype is None else y.astype(module.dtype)
 
 
 def _wide(x):

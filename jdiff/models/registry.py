@@ -1,8 +1,8 @@
-"""Models by name: `@register_model` on a function that takes overrides and returns a module; in timm's manner.
+"""Models by name: `@register_model` on a function that takes overrides and returns a module.
 
-A tag names published weights: `register_tag("resnet18", "imagenet", ...)` makes `create_model("resnet18.imagenet")` the
-architecture of those weights, and `tag_of` says where they come from and what they expect. Any file that is imported
-can register models and tags of its own.
+A tag names published weights. `register_tag(Tag("resnet18", "v1", ...))` makes `create_model("resnet18.v1")`
+the network of those weights, `tag_of` tells what is known of them, and `jdiff.convert.denoiser` reads them. Any file
+that is imported can register models and tags of its own. The manner is that of timm.
 """
 
 import dataclasses
@@ -14,29 +14,63 @@ from typing import Any
 
 import flax.linen as nn
 
-from jdiff.core.names import did_you_mean
+from jdiff.core.names import choose, did_you_mean
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {}
 _TAGS: dict[str, "Tag"] = {}
 
 
 @dataclasses.dataclass(frozen=True)
-class Tag:
-    """Published weights of a registered model.
+class Training:
+    """How a published network was trained, in names of `jdiff`: what `jdiff.convert.denoiser` needs beside its weights.
 
-    `overrides`: fields of the model that they need; `url`: where they are, as data: nothing here downloads; `license`:
-    theirs, not ours; `parameters`: their count; `shape`: of one sample; `information`: what a user must know to sample
-    with them, such as {"architecture": "edm2", "conditioning": "EDM", "sigma_data": 0.5}.
+    Args:
+        schedule: "EDM", "VP" or "VE"; or "linear" or "cosine", a table of `steps` betas.
+        target: what the output means, a name of `jdiff.targets`: "Eps", "Score" or "EDM".
+        conditioning: how the noise level is told, a name of `jdiff.conditioning`: "EDM", "Index", "Continuous" or
+            "Sigma".
+        steps: the length of the table of betas.
+        sigma_data: the standard deviation of the data that target and conditioning "EDM" were given.
+        learned_variance: whether the second half of the output's channels is the variance.
+    """
+
+    schedule: str
+    target: str
+    conditioning: str
+    steps: int = 1000
+    sigma_data: float = 0.5
+    learned_variance: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Tag:
+    """Published weights of a registered model. Nothing here downloads them.
+
+    Args:
+        model: the registered model.
+        tag: the name of the weights among those of the model.
+        overrides: the fields of the model that the weights need.
+        url: where the weights are.
+        license: the licence of the weights, not that of this library.
+        parameters: their number, without fixed frequencies.
+        shape: of one sample.
+        architecture: the converter that reads the file, one of `jdiff.convert.ARCHITECTURES`.
+        training: how a network for diffusion was trained; None for others.
+        mean: of each channel, which is subtracted from images in [0, 1] before a classifier sees them.
+        std: of each channel, by which they are then divided.
     """
 
     model: str
     tag: str
-    overrides: Mapping[str, Any]
-    url: str
-    license: str
-    parameters: int | None
-    shape: tuple[int, ...] | None
-    information: Mapping[str, Any]
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    url: str = ""
+    license: str = ""
+    parameters: int | None = None
+    shape: tuple[int, ...] | None = None
+    architecture: str = ""
+    training: Training | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -45,7 +79,11 @@ class Tag:
 
 
 def register_model(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Register `make(**overrides) -> module` under its own name. Raises ValueError if the name is taken."""
+    """Register `make(**overrides) -> module` under its own name; a decorator.
+
+    Raises:
+        ValueError: if a function of another file has the name.
+    """
     name = make.__name__
     if name in _MODELS and _MODELS[name].__module__ != make.__module__:
         raise ValueError(f"a model named {name!r} is registered already, by {_MODELS[name].__module__}")
@@ -53,36 +91,42 @@ def register_model(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return make
 
 
-def register_tag(
-    model: str,
-    tag: str,
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    url: str = "",
-    license: str = "",
-    parameters: int | None = None,
-    shape: tuple[int, ...] | None = None,
-    **information,
-) -> Tag:
-    """Register published weights of a model, see `Tag`. Raises ValueError for an unknown model or a name taken."""
-    _check_known(model, _MODELS, "model")
-    new = Tag(model, tag, dict(overrides or {}), url, license, parameters, shape, information)
-    if _TAGS.get(new.name, new) != new:
-        raise ValueError(f"a tag named {new.name!r} is registered already, with other settings")
-    _TAGS[new.name] = new
-    return new
+def register_tag(tag: Tag) -> Tag:
+    """Register published weights of a model.
+
+    Args:
+        tag: what is known of them.
+
+    Returns:
+        The tag.
+
+    Raises:
+        ValueError: for an unknown model, or a name that is taken by other settings.
+    """
+    choose("model", tag.model, _in_order(_MODELS))
+    if _TAGS.get(tag.name, tag) != tag:
+        raise ValueError(f"a tag named {tag.name!r} is registered already, with other settings")
+    _TAGS[tag.name] = tag
+    return tag
 
 
 def create_model(name: str, **overrides) -> nn.Module:
     """The registered model or tag `name`, with fields overridden: `create_model("unet", channels=32)`.
 
-    Raises ValueError for an unknown name or field, naming the nearest and listing the valid ones.
+    Args:
+        name: of a model, or `model.tag`.
+        overrides: fields of the module, by name.
+
+    Returns:
+        A Flax Linen module.
+
+    Raises:
+        ValueError: for an unknown name or field, with the nearest and the valid ones.
     """
     if "." in name:
         tag = tag_of(name)
         name, overrides = tag.model, dict(tag.overrides) | overrides
-    _check_known(name, _MODELS, "model")
-    make = _MODELS[name]
+    make = choose("model", name, _in_order(_MODELS))
     try:
         return make(**overrides)
     except TypeError as error:
@@ -103,7 +147,11 @@ def _fields(make: Callable[..., nn.Module], module: nn.Module) -> list[str]:
 
 
 def list_models(pattern: str | None = None, tags: bool = False) -> list[str]:
-    """The registered names, sorted; those that match a glob pattern if given; with `tags`, `model.tag` names too.
+    """The registered names, sorted.
+
+    Args:
+        pattern: a glob pattern that the names must match; None for all.
+        tags: whether to list names `model.tag` too.
 
     >>> import jdiff
     >>> jdiff.list_models("unet*")
@@ -114,16 +162,18 @@ def list_models(pattern: str | None = None, tags: bool = False) -> list[str]:
 
 
 def tag_of(name: str) -> Tag:
-    """What is known of the published weights `model.tag`. Raises ValueError, naming the nearest."""
+    """What is known of the published weights `model.tag`.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest.
+    """
     model = name.partition(".")[0]
-    _check_known(model, _MODELS, "model")
-    siblings = [n for n in _TAGS if n.partition(".")[0] == model]
+    choose("model", model, _in_order(_MODELS))
+    siblings = {known: tag for known, tag in _TAGS.items() if tag.model == model}
     if not siblings:
         raise ValueError(f"model {model!r} has no tags; tags are {', '.join(sorted(_TAGS)) or 'none'}")
-    _check_known(name, siblings, "tag")
-    return _TAGS[name]
+    return choose("tag", name, _in_order(siblings))
 
 
-def _check_known(name: str, names, kind: str) -> None:
-    if name not in names:
-        raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, names)}; one of {', '.join(sorted(names))}")
+def _in_order(table: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(sorted(table.items()))

@@ -9,12 +9,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 
-from jdiff.models.conv import conv
+from jdiff.models.conv import Conv
 from jdiff.models.embed import NoiseEmbedding, check_label
 from jdiff.models.norms import BatchNorm
-from jdiff.models.registry import register_model, register_tag
+from jdiff.models.registry import Tag, register_model, register_tag
 
 
 class ResNet(nn.Module):
@@ -52,9 +51,9 @@ class ResNet(nn.Module):
         if self.noise:
             embedding = nn.silu(NoiseEmbedding(4 * self.width, self.label_scale, name="noise")(label))
         if self.stem == "imagenet":
-            x = Convolution(self.width, 7, 2, dtype=self.dtype, name="conv_in")(x)
+            x = _conv(self.width, 7, 2, self.dtype, "conv_in")(x)
         else:
-            x = Convolution(self.width, 3, 1, dtype=self.dtype, name="conv_in")(x)
+            x = _conv(self.width, 3, 1, self.dtype, "conv_in")(x)
         x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="norm_in")(x, train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -98,7 +97,7 @@ class Block(nn.Module):
         """x: (B, H, W, C), embedding: (B, E) or None, added after the first norm."""
 
         def layer(x, features, kernel, stride, name):
-            x = Convolution(features, kernel, stride, dtype=self.dtype, name=f"conv_{name}")(x)
+            x = _conv(features, kernel, stride, self.dtype, f"conv_{name}")(x)
             return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"norm_{name}")(x, train)
 
         if self.bottleneck:
@@ -117,25 +116,12 @@ class Block(nn.Module):
         return nn.relu(x + y)
 
 
-class Convolution(nn.Module):
-    """A 2-D convolution without bias, padded by kernel // 2 on both sides.  Kaiming start, arXiv:1502.01852."""
-
-    features: int
-    kernel: int = 3
-    stride: int = 1
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x):
-        """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), features)."""
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        kernel = self.param("kernel", init, shape, jnp.float32)
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        if self.kernel == 1:  # a matrix product is XLA:CPU's fastest
-            return lax.dot_general(x[:, :: self.stride, :: self.stride], kernel[0, 0], (((3,), (0,)), ((), ())))
-        pad = self.kernel // 2
-        return conv(x, kernel, (self.stride, self.stride), ((pad, pad), (pad, pad)))
+def _conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> Conv:
+    """A convolution without bias, initialised as in He et al. 2015, arXiv:1502.01852, by the fan out."""
+    return Conv(
+        features, kernel, stride, dtype=dtype, padding=(kernel // 2, kernel // 2), use_bias=False,
+        kernel_init="kaiming_out", name=name,
+    )  # fmt: skip
 
 
 @register_model
@@ -166,8 +152,8 @@ _PUBLISHED = {
     "resnet18": ("f37072fd", 11_689_512), "resnet34": ("b627a593", 21_797_672), "resnet50": ("0676ba61", 25_557_032),
 }  # fmt: skip
 for _name, (_hash, _count) in _PUBLISHED.items():
-    register_tag(
+    register_tag(Tag(
         _name, "imagenet1k_v1", dict(in_channels=3), url=f"https://download.pytorch.org/models/{_name}-{_hash}.pth",
         license="BSD-3-Clause (torchvision)", parameters=_count, shape=(224, 224, 3), architecture="resnet",
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-    )  # fmt: skip
+    ))  # fmt: skip

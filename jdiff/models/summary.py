@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from jdiff.models.cpu import EXTRA_COLUMN
+
 MARK = re.compile(r"<layer ([^<>]*)>")
 
 
@@ -107,11 +109,10 @@ def summary(
 
 def _costs(jaxpr, layer: str, times: int = 1) -> Iterator[tuple[str, int]]:
     """(layer, FLOPs) of each matrix product and convolution of a jaxpr and of those inside it."""
-    # a column more than needed, made for speed and cut off at once (models/conv.py), is no part of the network
-    kept = {id(eqn.invars[0]): eqn.outvars[0].aval.size for eqn in jaxpr.eqns if eqn.primitive.name == "slice"}
     for eqn in jaxpr.eqns:
-        marks = MARK.findall(str(eqn.source_info.name_stack))
-        here, kind = marks[-1] if marks else layer, eqn.primitive.name
+        scopes = str(eqn.source_info.name_stack)
+        marks, kind = MARK.findall(scopes), eqn.primitive.name
+        here = marks[-1] if marks else layer
         if kind == "dot_general":
             contracted = eqn.params["dimension_numbers"][0][0]
             lhs, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.size
@@ -121,7 +122,10 @@ def _costs(jaxpr, layer: str, times: int = 1) -> Iterator[tuple[str, int]]:
             inputs = math.prod(kernel[i] for i in numbers[1:])  # channels of the group and positions
             spread = math.prod(eqn.params["lhs_dilation"])  # of a transposed convolution, whose zeros are not counted
             groups = eqn.params["batch_group_count"]
-            size = kept.get(id(eqn.outvars[0]), eqn.outvars[0].aval.size)
+            size = eqn.outvars[0].aval.size
+            if EXTRA_COLUMN in scopes:  # made for speed and cut off at once: no part of the network
+                columns = eqn.outvars[0].aval.shape[2]
+                size = size // columns * (columns - 1)
             yield here, times * 2 * size * inputs // (spread * groups)
         elif kind.startswith("dot_product_attention_fwd"):  # cuDNN's: q (B, T, N, D), k (B, S, N, D)
             q, k = (a.aval.shape for a in eqn.invars[:2])

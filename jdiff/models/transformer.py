@@ -10,34 +10,36 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jdiff.models.norms import recomputed
-from jdiff.models.parts import map_parts, part_size
+from jdiff.models import cpu
 
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros_init()
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, fused: bool = True) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v over all keys, head by head.  Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+    """softmax(q k^T / sqrt(D)) v over all keys, head by head.
 
-    q: (B, T, N, D); k, v: (B, S, N, D); mask: (B, S), True where a key may be seen, at least one in each row.
-    Returns (B, T, N, D). Half precision without a mask runs in cuDNN's fused kernel on NVIDIA GPUs from Ampere on, for
-    D up to 128 in multiples of 8. That kernel has first derivatives in reverse mode and no others: `fused` False for
-    `jax.jvp` and second derivatives.
+    Args:
+        q: queries, (B, T, N, D): T tokens, N heads.
+        k: keys, (B, S, N, D).
+        v: values, (B, S, N, D).
+        mask: (B, S), True where a key may be seen, at least one in each row; None for all.
+        fused: whether half precision without a mask may run in cuDNN's fused kernel. It does on NVIDIA GPUs from Ampere
+            on, for D up to 128 in multiples of 8. That kernel has first derivatives in reverse mode and no others:
+            False for `jax.jvp` and second derivatives.
+
+    Returns:
+        (B, T, N, D), in the dtype of v.
+
+    Reference: Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
     """
-    if jax.default_backend() != "cpu" and q.dtype != jnp.float64:  # jax.nn's softmax is a float32 one
-        half = q.dtype in (jnp.bfloat16, jnp.float16)
-        fused = fused and half and mask is None and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and _has_kernel()
-        mask = None if mask is None else mask[:, None, None]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn" if fused else None)
-    (B, T, N, _), S = q.shape, k.shape[1]
-    size = part_size(B, 2**20 // (N * T * S))
-    if size == B:
-        return _attend(q, k, v, mask)
-    # as many samples at a time as the cache holds the logits of, computed again in the backward pass
-    return map_parts(recomputed(_attend), size, q, k, v, mask)
+    if cpu.on_cpu() or q.dtype == jnp.float64:  # the softmax of jax.nn is a float32 one
+        return cpu.attention(q, k, v, mask)
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    fused = fused and half and mask is None and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and _has_kernel()
+    mask = None if mask is None else mask[:, None, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn" if fused else None)
 
 
 def _has_kernel() -> bool:
@@ -46,32 +48,9 @@ def _has_kernel() -> bool:
     return jax.default_backend() == "gpu" and major.isdigit() and int(major) >= 8  # AMD's are called gfx...
 
 
-def _attend(q, k, v, mask):
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
-    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q * q.shape[-1] ** -0.5, k, v))
-    logits = jnp.einsum("bntd,bnsd->bnts", q, k, preferred_element_type=dtype)
-    logits = logits if mask is None else jnp.where(mask[:, None, None], logits, -jnp.inf)
-    weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
-    # divided last, where there is the least to divide
-    out = jnp.einsum("bnts,bnsd->bntd", weights.astype(v.dtype), v, preferred_element_type=dtype)
-    return (out / weights.sum(-1, keepdims=True)).astype(v.dtype).transpose(0, 2, 1, 3)
-
-
 def dense(features: int, init: Any, dtype: Any, name: str, bias: bool = True) -> nn.Dense:
     """A dense layer for tokens (B, L, D)."""
-    return nn.Dense(features, bias, dtype, kernel_init=init, dot_general=_product, name=name)
-
-
-def _product(x, kernel, dimension_numbers, **options):
-    """`lax.dot_general`; on the CPU as a product of matrices.
-
-    The gradient of a product with three axes asks XLA:CPU for transposed operands, which it computes anew, element by
-    element, from all that they come from.
-    """
-    if jax.default_backend() != "cpu":
-        return lax.dot_general(x, kernel, dimension_numbers, **options)
-    out = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
-    return out.reshape(*x.shape[:-1], -1)
+    return nn.Dense(features, bias, dtype, kernel_init=init, dot_general=cpu.dot_general, name=name)
 
 
 class Attention(nn.Module):
@@ -126,7 +105,7 @@ class FeedForward(nn.Module):
         """(B, L, D) -> (B, L, D)."""
         D = x.shape[-1]
         y = dense(int(D * self.ratio), self.kernel_init, self.dtype, "in")(x)
-        y = recomputed(functools.partial(nn.gelu, approximate=not self.exact))(y)
+        y = cpu.recomputed(functools.partial(nn.gelu, approximate=not self.exact))(y)
         return dense(D, self.kernel_init, self.dtype, "out")(y)
 
 
@@ -176,7 +155,7 @@ class Patches(nn.Module):
         bias = self.param("bias", zeros, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         x = tokens(x, p)
-        return _product(x, kernel.reshape(p * p * C, -1), (((x.ndim - 1,), (0,)), ((), ()))) + bias[None, None]
+        return cpu.dot_general(x, kernel.reshape(p * p * C, -1), (((x.ndim - 1,), (0,)), ((), ()))) + bias[None, None]
 
 
 def tokens(x: jax.Array, patch: int) -> jax.Array:

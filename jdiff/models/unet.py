@@ -25,7 +25,6 @@ from jdiff.models.embed import (
 )
 from jdiff.models.inits import scaled_init
 from jdiff.models.norms import AdaptiveGroupNorm, GroupNorm
-from jdiff.models.registry import register_model, register_tag
 from jdiff.models.resample import downsample, upsample
 
 
@@ -82,25 +81,53 @@ class ResBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """A UNet for signals (B, *sizes, C) of 1, 2 or 3 dimensions and any channels; sizes: multiples of 2^(levels - 1).
+    """A UNet for signals (B, *sizes, C) of 1, 2 or 3 dimensions and any number of channels.
 
-    Shape: `multipliers` are the channels of each level over `channels`, the resolution halving from one to the next,
-    each with `blocks` residual blocks (one more on the way up), after a convolution to `first_channels` (0:
-    `channels`); `attention` lists the levels (0 is full resolution) with self-attention, on the way up after
-    `decoder_attention` "each" block or the "last", and in the middle if `middle_attention` (None: if the last level
-    has it), with `heads`, or `head_channels` a head.
-    Classes: `num_classes` of 0 is unconditional; else `cond` holds labels in 0..num_classes, num_classes (or None)
-    being "no class", unless `null_class` is False. `class_at`: their vectors are added to the "embedding" of the noise
-    level or to its "waves". `augment_dim` > 0 takes augmentation labels (B, augment_dim) beside.
-    Resampling: "mean" (mean of 2x2, and nearest with a convolution), "conv" (strided convolutions of `conv_padding`,
-    and the same) or "block" (inside residual blocks, by `filter`, with `project`). `pyramid_in`: "", "skip" or
-    "residual", `pyramid_out`: "" or "skip": image pyramids beside the main path.
-    Numbers: `adaptive`, `skip_scale`, `groups`, `min_group_width` and `epsilon` are the blocks'; `label_scale`,
-    `wave_multiplier`, `endpoint`, `fourier` those of the noise embedding; `kernel_init` is the law of initial values,
-    the last convolutions starting at `out_scale` of its variance and queries, keys and values at `qkv_scale`.
-    `out_multiplier` 2 gives a network with learned variance, 1/2 one that sees an earlier estimate beside x.
-    Parameters, norms and output are float32, convolutions in `dtype`; `remat` computes each block again in the backward
-    pass instead of keeping its inside; `fused`: see `transformer.attend`.
+    The sizes must be multiples of 2^(levels - 1), levels being the length of `multipliers`. Parameters, norms and the
+    output are float32 whatever `dtype` is.
+
+    Args:
+        channels: the width that `multipliers` multiply; the embedding of the noise level has four times as many.
+        multipliers: the channels of each level over `channels`; the resolution halves from one level to the next.
+        blocks: residual blocks of each level on the way down; there is one more on the way up.
+        attention: the levels with self-attention, 0 being full resolution.
+        heads: attention heads, where `head_channels` is 0.
+        num_classes: 0 for an unconditional network; else `cond` holds labels in 0..num_classes.
+        dropout: the rate of dropout inside residual blocks, in training.
+        label_scale: what the noise label is multiplied by, to bring it to hundreds of radians.
+        out_multiplier: output over input channels: 2 with learned variance, 1/2 where an earlier estimate stands
+            beside x.
+        dtype: of convolutions, dense layers and attention; None for that of the input.
+        head_channels: the channels of each attention head; 0 leaves their number to `heads`.
+        decoder_attention: on the way up attention follows "each" block of its level, or the "last".
+        middle_attention: whether the middle has attention; None: if the last level has it.
+        adaptive: whether the embedding scales and shifts the second norm of a block (ADM) or is added before it (DDPM).
+        skip_scale: what the sum of a block and its input is multiplied by.
+        groups: the largest number of groups of a norm.
+        min_group_width: the smallest number of channels of a group.
+        epsilon: what is added to the variance in a norm.
+        resample: "mean" (means of pairs; nearest with a convolution), "conv" (strided convolutions; nearest with a
+            convolution) or "block" (inside residual blocks, by `filter`).
+        conv_padding: the zeros before and after each dimension in the strided convolutions of "conv".
+        filter: the filter along each dimension by which "block" and the pyramids resample.
+        project: whether a block that resamples has a 1x1 convolution beside it though its channels stay.
+        pyramid_in: "", "skip" or "residual": how the input, brought down to each level, is joined to the way down.
+        pyramid_out: "" or "skip": whether each level adds to the output itself.
+        wave_multiplier: the sinusoids of the noise label over `channels`.
+        endpoint: whether the lowest frequency of the sinusoids is 1/10,000 itself, see `embed.sinusoidal`.
+        fourier: the standard deviation of random frequencies; 0 for the fixed sinusoids.
+        class_at: class vectors are added to the "embedding" of the noise level, or to its "waves".
+        null_class: whether the label num_classes (or None) is "no class"; if not, every sample has a class.
+        augment_dim: the length of augmentation labels (B, augment_dim); 0 for none.
+        kernel_init: the law of initial kernels, see `inits.scaled_init`.
+        out_scale: times the initial variance of the last convolution of each block, and of the network.
+        qkv_scale: times the initial variance of queries, keys and values.
+        remat: whether each block is computed again in the backward pass instead of keeping its inside.
+        first_channels: the channels of the first convolution; 0 for `channels`.
+        fused: whether half precision may run in cuDNN's attention, see `transformer.attend`.
+
+    Reference: DDPM, Ho et al. 2020, arXiv:2006.11239, appendix B; DDPM++ and NCSN++, Song et al. 2021,
+    arXiv:2011.13456, appendix H; ADM, Dhariwal & Nichol 2021, arXiv:2105.05233, section 3.
     """
 
     channels: int = 64
@@ -312,168 +339,3 @@ class InSigma(nn.Module):
             sigma = nan_outside(k, self.levels, jax.lax.stop_gradient(sigmas)[k.astype(int)])
         y = self.net(shown, label if self.levels else jnp.log(sigma), cond, train, augment)
         return y / sigma.reshape(-1, *(1,) * (x.ndim - 1)).astype(y.dtype)
-
-
-@register_model
-def unet(**overrides):
-    """The UNet with its defaults: 64 channels, three levels, attention at the second."""
-    return UNet(**overrides)
-
-
-@register_model
-def unet_digits(**overrides):
-    """A UNet for 8x8 images of ten classes: 0.75M parameters, attention at 4x4."""
-    defaults = dict(channels=32, multipliers=(1, 2), blocks=1, attention=(1,), heads=4, num_classes=10)
-    return UNet(**defaults | overrides)
-
-
-@register_model
-def ddpm_cifar10(**overrides):
-    """DDPM for 32x32 images, 35.7M parameters: Ho et al. 2020, arXiv:2006.11239, appendix B. Labels are 0 to 999."""
-    defaults = dict(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1)
-    return UNet(**DDPM | defaults | overrides)
-
-
-@register_model
-def ddpm_256(**overrides):
-    """DDPM for 256x256 images, 113.7M parameters: Ho et al. 2020, arXiv:2006.11239, appendix B. Labels are 0 to 999."""
-    defaults = dict(channels=128, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention=(4,), conv_padding=(0, 1))
-    return UNet(**DDPM | defaults | overrides)
-
-
-@register_model
-def ddpmpp_cifar10(**overrides):
-    """DDPM++ for 32x32 images, 55.7M parameters: Song et al. 2021 with the settings of Karras et al. 2022, table 7."""
-    defaults = dict(channels=128, multipliers=(2, 2, 2), blocks=4, attention=(1,), dropout=0.13)
-    return UNet(**SONG | defaults | overrides)
-
-
-@register_model
-def ncsnpp_cifar10(**overrides):
-    """NCSN++ for 32x32 images, 56.4M parameters: Song et al. 2021 with the settings of Karras et al. 2022, table 7."""
-    return ddpmpp_cifar10(**NCSNPP | overrides)
-
-
-@register_model
-def adm_imagenet64(**overrides):
-    """ADM for 64x64 images of 1,000 classes, 295.9M parameters: Dhariwal & Nichol 2021, arXiv:2105.05233, table 4."""
-    defaults = dict(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(1, 2, 3), num_classes=1000)
-    return UNet(**ADM | dict(dropout=0.1) | defaults | overrides)
-
-
-@register_model
-def adm_imagenet128(**overrides):
-    """ADM for 128x128 images of 1,000 classes, 421.5M parameters: arXiv:2105.05233, table 4. It has four heads."""
-    defaults = dict(channels=256, multipliers=(1, 1, 2, 3, 4), blocks=2, attention=(2, 3, 4), num_classes=1000)
-    return UNet(**ADM | dict(head_channels=0, heads=4) | defaults | overrides)
-
-
-@register_model
-def adm_imagenet256(**overrides):
-    """ADM for 256x256 images of 1,000 classes, 553.8M parameters: arXiv:2105.05233, table 4."""
-    defaults = dict(channels=256, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention=(3, 4, 5), num_classes=1000)
-    return UNet(**ADM | defaults | overrides)
-
-
-@register_model
-def adm_imagenet512(**overrides):
-    """ADM for 512x512 images of 1,000 classes, 559.0M parameters: arXiv:2105.05233, table 4."""
-    levels = dict(multipliers=(0.5, 1, 1, 2, 2, 4, 4), attention=(4, 5, 6), first_channels=128)
-    return UNet(**ADM | levels | dict(channels=256, blocks=2, num_classes=1000) | overrides)
-
-
-DDPM = dict(
-    adaptive=False, heads=1, resample="conv", conv_padding=(0, 1), middle_attention=True, min_group_width=1,
-    epsilon=1e-6, label_scale=1.0, wave_multiplier=1, endpoint=True,
-    qkv_scale=2.0,  # queries, keys and values have a law each, of C to C channels: twice the variance of C to 3 C
-)  # fmt: skip
-SONG = dict(
-    adaptive=False, heads=1, resample="block", project=True, middle_attention=True, decoder_attention="last",
-    skip_scale=0.5**0.5, epsilon=1e-6, label_scale=1.0, wave_multiplier=1, endpoint=True, class_at="waves",
-    out_scale=1e-10, qkv_scale=0.2,
-)  # fmt: skip
-NCSNPP = dict(wave_multiplier=2, fourier=16.0, pyramid_in="residual", filter=(1, 3, 3, 1))
-ADM = dict(
-    head_channels=64, resample="block", middle_attention=True, min_group_width=1, label_scale=1.0, wave_multiplier=1,
-    kernel_init="torch",
-)  # fmt: skip
-
-
-@register_model
-def edm_cifar10(**overrides):
-    """EDM's networks for CIFAR-10: DDPM++ with augmentation labels, 55.7M parameters; its tags are NVIDIA's weights."""
-    return ddpmpp_cifar10(**dict(augment_dim=9) | overrides)
-
-
-@register_model
-def edm_64(**overrides):
-    """EDM's networks for 64x64 faces: DDPM++ with augmentation labels, 61.8M parameters; its tags are NVIDIA's weights.
-
-    Karras et al. 2022, arXiv:2206.00364, table 7.
-    """
-    defaults = dict(channels=128, multipliers=(1, 2, 2, 2), blocks=4, attention=(2,), dropout=0.05, augment_dim=9)
-    return UNet(**SONG | defaults | overrides)
-
-
-def _tags() -> None:
-    """Published weights, as data: nothing here downloads."""
-    edm = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-"
-    trained = dict(
-        license="CC BY-NC-SA 4.0", architecture="edm", target="EDM", conditioning="EDM", sigma_data=0.5
-    )  # fmt: skip
-    for kind, classes in {"cond": 10, "uncond": 0}.items():
-        for process, (overrides, parameters) in {"vp": ({}, 55_732_739), "ve": (NCSNPP, 56_395_523)}.items():
-            waves = 256 if process == "ve" else 128
-            register_tag(
-                "edm_cifar10", f"{kind}_{process}", overrides | dict(num_classes=classes),
-                url=f"{edm}cifar10-32x32-{kind}-{process}.pkl", shape=(32, 32, 3),
-                parameters=parameters + 9 * waves + bool(classes) * (classes + 1) * waves, **trained,
-            )  # fmt: skip
-    for data, dropout in (("ffhq", {}), ("afhqv2", dict(dropout=0.25))):
-        for process, (overrides, parameters) in {"vp": ({}, 61_805_571), "ve": (NCSNPP, 62_761_091)}.items():
-            register_tag(
-                "edm_64", f"{data}_{process}", overrides | dropout, url=f"{edm}{data}-64x64-uncond-{process}.pkl",
-                shape=(64, 64, 3), parameters=parameters, **trained,
-            )  # fmt: skip
-    register_tag(
-        "adm_imagenet64", "edm_cond", dict(min_group_width=4), url=f"{edm}imagenet-64x64-cond-adm.pkl",
-        shape=(64, 64, 3), parameters=295_900_035, **trained,
-    )  # fmt: skip
-    published = dict(out_multiplier=2, null_class=False)
-    for size, tag, overrides, parameters in (
-        (64, "openai", {}, 295_904_454),
-        (128, "openai", {}, 421_529_606),
-        (256, "openai", {}, 553_838_086),
-        (256, "openai_uncond", dict(num_classes=0), 552_814_086),
-        (512, "openai", {}, 558_997_638),
-    ):
-        file = f"{size}x{size}_diffusion{tag.removeprefix('openai')}.pt"
-        register_tag(
-            f"adm_imagenet{size}", tag, published | overrides, shape=(size, size, 3), parameters=parameters,
-            url=f"https://openaipublic.blob.core.windows.net/diffusion/jul-2021/{file}", license="MIT",
-            architecture="adm", target="Eps", conditioning="Index(1000)", learned_variance=True,
-        )  # fmt: skip
-    # continuous ones, of the folders that score_sde_pytorch's README names
-    song = dict(license="Apache-2.0", architecture="score_sde", shape=(32, 32, 3))
-    larger = dict(multipliers=(1, 2, 2, 2), blocks=4, dropout=0.1)
-    register_tag(
-        "ddpmpp_cifar10", "score_sde_vp", larger, parameters=61_804_419, target="Eps", conditioning="Continuous(999)",
-        url="https://drive.google.com/drive/folders/1xYjVMx10N9ivQQBIsEoXEeu9nvSGTBrC", **song,
-    )  # fmt: skip
-    register_tag(
-        "ncsnpp_cifar10", "score_sde_ve", larger, parameters=62_758_787, target="Score", conditioning="Sigma",
-        url="https://drive.google.com/drive/folders/1b0gy_LLgO_DaQBgoWXwlVnL_rcAUgREh", within="InSigma", **song,
-    )  # fmt: skip
-    google = dict(license="Apache-2.0", architecture="diffusers", target="Eps", conditioning="Index(1000)")
-    register_tag(
-        "ddpm_cifar10", "google", url="https://huggingface.co/google/ddpm-cifar10-32", shape=(32, 32, 3),
-        parameters=35_746_307, **google,
-    )  # fmt: skip
-    for data in ("celebahq", "bedroom", "church", "cat"):
-        register_tag(
-            "ddpm_256", f"google_{data}", url=f"https://huggingface.co/google/ddpm-{data}-256", shape=(256, 256, 3),
-            parameters=113_673_219, **google,
-        )  # fmt: skip
-
-
-_tags()

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from jdiff import convert
-from jdiff.convert import Mismatch, diffusers, dit, files, resnet
+from jdiff.convert import Mismatch, diffusers, dit, files, resnet, weights
 from jdiff.convert.table import AS_IS, CONV, DENSE, Entry, Layout, dense, norm, to_tensors, to_variables
 from jdiff.convert.table import conv as conv_entries
 from jdiff.models import ResNet
 from jdiff.models.dit import DiT
 from jdiff.models.edm2 import EDM2UNet
-from jdiff.models.unet import ADM, DDPM, SONG, UNet
+from jdiff.models.unet import UNet
+from jdiff.models.unet_presets import ADM, DDPM, SONG
 
 MODULE = ResNet(depths=(1, 2), width=4, num_classes=3, in_channels=2, stem="small")
 X = jax.random.normal(jax.random.key(0), (2, 7, 5, 2))
@@ -301,7 +302,7 @@ def test_any_part_of_a_file_may_be_missing(architecture, monkeypatch):
     assert type(load(whole)) is type(module)
     odd = {}
     with monkeypatch.context() as patch:
-        patch.setattr(convert, "variables_of", lambda *args: args)
+        patch.setattr(weights, "variables_of", lambda *args: args)
         for name in whole:
             rest = {k: w for k, w in whole.items() if k != name}
             for tensors in (rest, rest | {name: np.float32(1)}, rest | {name: "text"}, {name: whole[name]}):

@@ -7,7 +7,8 @@ import pytest
 from jdiff import convert
 from jdiff.convert import Mismatch, adm, files, unets
 from jdiff.convert.table import to_tensors
-from jdiff.models.unet import ADM, UNet
+from jdiff.models.unet import UNet
+from jdiff.models.unet_presets import ADM
 
 pytest.importorskip("safetensors")
 

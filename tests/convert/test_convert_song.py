@@ -11,7 +11,8 @@ import pytest
 from jdiff import convert
 from jdiff.convert import Mismatch, edm, files, score_sde
 from jdiff.convert.table import to_tensors
-from jdiff.models.unet import ADM, DDPM, NCSNPP, SONG, InSigma, UNet
+from jdiff.models.unet import InSigma, UNet
+from jdiff.models.unet_presets import ADM, DDPM, NCSNPP, SONG
 
 pytest.importorskip("safetensors")
 

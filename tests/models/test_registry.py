@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 from jdiff import convert
-from jdiff.models import ResNet, create_model, list_models, register_model, register_tag, registry, tag_of
+from jdiff.models import ResNet, Tag, create_model, list_models, register_model, register_tag, registry, tag_of
+
+MNIST = Tag("my_net", "mnist", dict(num_classes=10), url="https://here", license="MIT")
 
 
 @pytest.fixture(autouse=True)
@@ -19,16 +21,14 @@ def mine(monkeypatch):
     def my_net(**overrides):
         return ResNet(**dict(width=8) | overrides)
 
-    register_tag("my_net", "mnist", dict(num_classes=10), url="https://here", license="MIT", conditioning="EDM")
+    register_tag(MNIST)
 
 
 def test_a_tag_builds_the_architecture_of_its_weights():
     assert create_model("my_net.mnist") == ResNet(width=8, num_classes=10)
     assert create_model("my_net.mnist", num_classes=3, width=4) == ResNet(width=4, num_classes=3)
     tag = tag_of("my_net.mnist")
-    assert (tag.name, tag.url, tag.license, tag.information) == (
-        "my_net.mnist", "https://here", "MIT", {"conditioning": "EDM"},
-    )  # fmt: skip
+    assert tag == MNIST and tag.name == "my_net.mnist"
 
 
 def test_lists():
@@ -48,7 +48,7 @@ def test_wrong_names_are_answered_with_the_nearest():
     with pytest.raises(ValueError, match=r"no field 'widht' \(did you mean 'width'\?\)"):
         create_model("my_net.mnist", widht=3)
     with pytest.raises(ValueError, match=r"unknown model 'my_ne' \(did you"):
-        register_tag("my_ne", "x")
+        register_tag(Tag("my_ne", "x"))
 
 
 def test_a_users_function_has_a_signature_of_its_own():
@@ -83,9 +83,9 @@ def test_a_users_function_has_a_signature_of_its_own():
 
 
 def test_names_are_not_taken_twice():
-    register_tag("my_net", "mnist", dict(num_classes=10), url="https://here", license="MIT", conditioning="EDM")
+    register_tag(MNIST)
     with pytest.raises(ValueError, match="'my_net.mnist' is registered already"):
-        register_tag("my_net", "mnist", dict(num_classes=11))
+        register_tag(Tag("my_net", "mnist", dict(num_classes=11)))
 
     def resnet18(**overrides):
         return ResNet(**overrides)
@@ -102,7 +102,7 @@ def test_published_tags_build_and_have_the_stated_parameters(name):
     """
     tag, module = tag_of(name), create_model(name)
     assert tag.url.startswith("https://") and tag.license
-    assert tag.information["architecture"] in convert.ARCHITECTURES
+    assert tag.architecture in convert.ARCHITECTURES
     cond = jnp.zeros(1, int) if getattr(module, "num_classes", 0) and not isinstance(module, ResNet) else None
     variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *tag.shape)), jnp.zeros(1), cond)
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])

@@ -18,7 +18,6 @@ from jdiff.models import (
     transformer,
 )
 from jdiff.models.conv import Conv
-from jdiff.models.norms import LayerNorm
 
 
 class Wrapped(nn.Module):
@@ -118,7 +117,7 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(self, x, label=None, cond=None):
         for k, s in zip(self.kernels, self.strides, strict=True):
-            x = nn.silu(LayerNorm()(Conv(4, kernel=k, stride=s)(x)))
+            x = nn.silu(nn.LayerNorm()(Conv(4, kernel=k, stride=s)(x)))
         return x
 
 
