@@ -47,9 +47,9 @@ def run(step, state, steps=3, data=BATCH):
 
 
 @functools.cache
-def whole_batch():
+def whole_batch(loss=noisy_loss):
     """(state, aux) after three steps on one device, the batch at once."""
-    return run(jax.jit(train.make_train_step(noisy_loss, TX, 0.9)), train.init_state(PARAMS, TX))
+    return run(jax.jit(train.make_train_step(loss, TX, 0.9)), train.init_state(PARAMS, TX))
 
 
 # ---------------------------------------------------------------- the step
@@ -79,20 +79,20 @@ def test_accumulation_is_one_big_batch():
 def test_eight_devices_equal_one():
     """jit with NamedSharding and pmap, both in slices, and chex's pmap by vmap take the steps of one device."""
     mesh = parallel.mesh()
-    step = jax.jit(train.make_train_step(noisy_loss, TX, 0.9, accumulate=2))
+    step = jax.jit(train.make_train_step(shifted_loss, TX, 0.9, accumulate=2))
     state = parallel.replicate(mesh, train.init_state(PARAMS, TX))
     sharded, aux = run(step, state, data=parallel.shard_batch(mesh, BATCH))
-    chex.assert_trees_all_close(sharded, whole_batch()[0], rtol=1e-5, atol=1e-5, strict=True)
-    chex.assert_trees_all_close(aux["loss"], whole_batch()[1]["loss"], rtol=1e-5)
+    chex.assert_trees_all_close(sharded, whole_batch(shifted_loss)[0], rtol=1e-5, atol=1e-5, strict=True)
+    chex.assert_trees_all_close(aux["loss"], whole_batch(shifted_loss)[1]["loss"], rtol=1e-5)
 
-    local = train.make_train_step(noisy_loss, TX, 0.9, axis_name="data", accumulate=2)
+    local = train.make_train_step(shifted_loss, TX, 0.9, axis_name="data", accumulate=2)
     stacked, parts = parallel.stack(train.init_state(PARAMS, TX)), BATCH.reshape(8, 2, 2)
     state, aux = run(jax.pmap(local, axis_name="data", in_axes=(0, None, 0)), stacked, data=parts)
-    want, aux_want = parallel.stack(whole_batch())
+    want, aux_want = parallel.stack(whole_batch(shifted_loss))
     chex.assert_trees_all_close(state, want, rtol=1e-5, atol=1e-5, strict=True)
     chex.assert_trees_all_close(aux["loss"], aux_want["loss"], rtol=1e-5)
     with chex.fake_pmap():
-        local = train.make_train_step(noisy_loss, TX, 0.9, axis_name="data")
+        local = train.make_train_step(shifted_loss, TX, 0.9, axis_name="data")
         fake, _ = run(jax.pmap(local, axis_name="data", in_axes=(0, None, 0)), stacked, data=parts)
     chex.assert_trees_all_close(fake, want, rtol=1e-5, atol=1e-5, strict=True)
 
