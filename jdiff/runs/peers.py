@@ -21,6 +21,9 @@ from jdiff.train import parallel
 LOST = 75  # exit status where the same command, started again, goes on: EX_TEMPFAIL
 PATIENCE = 10.0  # seconds before those that wait to come together say so
 TICK = 1.0  # seconds between two words to the others
+ADMISSION = 30.0  # seconds for all of them to connect
+SILENCE = 5.0  # seconds in which one who connects must show the token
+MOST_GUESTS = 256  # who have not shown it yet; the oldest of more is sent away
 
 
 @contextlib.contextmanager
@@ -195,21 +198,50 @@ def _received(peer: socket.socket) -> bytes | None:
 
 
 def _admit(server: socket.socket, token: str, count: int) -> dict[int, socket.socket]:
-    """The connections of processes 1 to count - 1, which show the token; who does not come in time is not watched."""
-    peers, until = {}, time.monotonic() + 30.0
+    """The connections of processes 1 to count - 1, which show the token; who does not come in time is not watched.
+
+    All who connect are listened to at once, each for a few seconds: strangers who say nothing hold nobody up.
+    """
+    peers, guests, until = {}, {}, time.monotonic() + ADMISSION
     with server:
-        while len(peers) < count - 1 and (left := until - time.monotonic()) > 0:
-            server.settimeout(left)
-            with contextlib.suppress(OSError, ValueError):
-                peer, _ = server.accept()
-                peer.settimeout(5.0)
-                shown, rank = peer.recv(128).split()
-                if hmac.compare_digest(shown, token.encode()) and 0 < int(rank) < count:
-                    peer.send(b"here\n")
-                    peers[int(rank)] = peer
-                else:
-                    peer.close()
+        server.settimeout(0.0)
+        while len(peers) < count - 1 and time.monotonic() < until:
+            ready, _, _ = select.select([server, *guests], [], [], 0.1)
+            if server in ready:
+                with contextlib.suppress(OSError):
+                    guest, _ = server.accept()
+                    guest.settimeout(0.0)
+                    guests[guest] = time.monotonic(), b""
+            for guest in [guest for guest in guests if guest in ready]:
+                since, said = guests[guest]
+                heard = _received(guest)
+                said += b"\n" if heard is None else heard  # a line, if only a part of one, where it is closed
+                guests[guest] = since, said
+                if b"\n" in said or len(said) > 128:
+                    del guests[guest]
+                    rank = _rank(said, token, count)
+                    with contextlib.suppress(OSError):
+                        guest.send(b"here\n" if rank else b"")
+                    if rank:
+                        peers[rank] = guest
+                    else:
+                        guest.close()
+            silent = [guest for guest, (since, _) in guests.items() if time.monotonic() - since > SILENCE]
+            for guest in [*silent, *list(guests)[: max(0, len(guests) - MOST_GUESTS)]]:
+                if guests.pop(guest, None):
+                    guest.close()
+    for guest in guests:
+        guest.close()
     return peers
+
+
+def _rank(said: bytes, token: str, count: int) -> int | None:
+    """The rank in a line "TOKEN RANK"; None where the token is another one, or the rank is none."""
+    words = said.split()
+    if len(words) != 2 or not hmac.compare_digest(words[0], token.encode()) or not words[1].isdigit():
+        return None
+    rank = int(words[1])
+    return rank if 0 < rank < count else None
 
 
 def _reach(offer: dict, rank: int) -> dict[int, socket.socket]:
@@ -217,7 +249,7 @@ def _reach(offer: dict, rank: int) -> dict[int, socket.socket]:
     for host in offer["hosts"]:
         with contextlib.suppress(OSError):
             peer = socket.create_connection((host, offer["port"]), timeout=10.0)
-            peer.sendall(f"{offer['token']} {rank}".encode())
+            peer.sendall(f"{offer['token']} {rank}\n".encode())
             if peer.recv(16).startswith(b"here"):
                 return {0: peer}
     return {}

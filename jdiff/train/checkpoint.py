@@ -372,7 +372,7 @@ def _check_record(about: dict, step: int) -> None:
     if about.get("record_crc32") != _record_checksum(about):
         raise _Damaged("its record does not match its checksum")
     if about["step"] != step:
-        raise _Damaged(f"it holds step {about['step']}, not {step}: it was renamed")
+        raise _Damaged(f"it holds step {about['step']}, not {step}: it was renamed; rename it back")
 
 
 def _verify(about: dict, items: dict) -> str | None:

@@ -1,5 +1,6 @@
 """Processes of one run that watch each other: by themselves on sockets, and scripts/train.py in two processes."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -98,13 +99,45 @@ def test_only_who_shows_the_token_is_admitted():
         thread = threading.Thread(target=lambda: admitted.update(peers._admit(server, "right", 3)))
         thread.start()
         with socket.create_connection(("localhost", offer["port"])) as stranger:
-            stranger.sendall(b"wrong 2")
+            stranger.sendall(b"wrong 2\n")
             assert stranger.recv(1) == b""
         ends = [peers._reach(offer, rank)[0] for rank in (1, 2)]
         thread.join()
     assert sorted(admitted) == [1, 2]
     for end in (*ends, *admitted.values()):
         end.close()
+
+
+def test_idle_strangers_hold_nobody_up(monkeypatch):
+    """More of them than may wait, who say nothing or only a part: who shows the token is admitted within a second."""
+    monkeypatch.setattr(peers, "MOST_GUESTS", 20)
+    with socket.create_server(("localhost", 0), backlog=64) as server, contextlib.ExitStack() as open_ones:
+        offer = dict(hosts=["localhost"], port=server.getsockname()[1], token="right")
+        strangers = [open_ones.enter_context(socket.create_connection(("localhost", offer["port"]))) for _ in range(30)]
+        for words, stranger in zip((b"rig", b"right", b"right 0\n", b"right x\n", b"\n"), strangers, strict=False):
+            stranger.sendall(words)
+        admitted = {}
+        thread = threading.Thread(target=lambda: admitted.update(peers._admit(server, "right", 3)))
+        began = time.monotonic()
+        thread.start()
+        ends = [peers._reach(offer, rank)[0] for rank in (2, 1)]
+        thread.join()
+        assert time.monotonic() - began < 5 and sorted(admitted) == [1, 2]
+        for end in ends:
+            open_ones.enter_context(end)
+        for rank, end in zip((2, 1), ends, strict=True):  # each end is connected with the one of its rank
+            open_ones.enter_context(admitted[rank]).sendall(str(rank).encode())
+            assert end.recv(8) in (str(rank).encode(), b"\n" + str(rank).encode())
+        for stranger in strangers:
+            stranger.settimeout(5.0)
+            with contextlib.suppress(ConnectionResetError):
+                assert stranger.recv(8) == b""
+
+
+def test_who_comes_too_late_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(peers, "ADMISSION", 0.3)
+    server = socket.create_server(("localhost", 0))
+    assert peers._admit(server, "right", 3) == {} and server.fileno() == -1
 
 
 def test_who_is_awaited_is_said(tmp_path, monkeypatch):
