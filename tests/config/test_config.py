@@ -177,3 +177,60 @@ def test_load_config(tmp_path):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
             configs.load_config(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of a script beside those of its config."""
+
+    config: str
+    """A config file."""
+    run_dir: str | None = None
+    """Where to."""
+    fast: bool = False
+    """Whether in haste."""
+
+
+def test_options_and_settings_on_one_command_line(tmp_path, capsys):
+    path = tmp_path / "a.py"
+    path.write_text(
+        "from jdiff.config import Config, Named\n"
+        "config = Config('a', data=Named('mnist'), model=Named('unet', {'channels': 8}), schedule=Named('vp'))"
+    )
+    words = [str(path), "--data.args.data-dir", "/d", "--run-dir=x", "--train.steps", "7", "--fast", "--seed", "3",
+             "--schedule.name", "ve", "--schedule.args.sigma_max", "9"]  # fmt: skip
+    options, config = configs.parse_with_config(Options, words)
+    assert options == Options(str(path), "x", True)
+    assert config == dataclasses.replace(
+        configs.load_config(path), data=Named("mnist", {"data_dir": "/d"}), train=Train(steps=7), seed=3,
+        schedule=Named("ve", {"sigma_max": 9}),
+    )  # fmt: skip
+    assert configs.parse_with_config(Options, [str(path)]) == (Options(str(path)), configs.load_config(path))
+    for words, said in (
+        ([], "the first word must be a config file: python SCRIPT CONFIG"),
+        (["--seed", "3"], "the first word must be a config file"),
+        ([str(path), "--fats"], r"unknown setting --fats \(did you mean '--fast'\?\)"),
+        ([str(path), "--train.stpes", "3"], r"unknown setting --train.stpes \(did you mean '--train.steps'\?\)"),
+        ([str(path), "--seed", "x"], "--seed: invalid literal"),
+        ([str(path), "--train.steps", "0"], "^train.steps must be positive, got 0$"),
+        ([str(path), "other.py"], "Unrecognized options: other.py"),
+    ):
+        with pytest.raises(ConfigError, match=said) as caught:
+            configs.parse_with_config(Options, words)
+        assert "\n" not in str(caught.value)
+    for words in (["--help"], [str(path), "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            configs.parse_with_config(Options, words)
+        assert not stop.value.code
+        assert "--run-dir" in capsys.readouterr().out
+
+
+def test_what_follows_two_dashes():
+    assert configs.split_at_dashes(["a", "--b", "--", "c", "--"]) == (["a", "--b"], ["c", "--"])
+    assert configs.split_at_dashes(["a", "--b"]) == (["a", "--b"], [])
+
+
+def test_averages_have_the_names_of_their_laws():
+    one, three = make(), make(train=Train(posthoc=(0.05, 0.1)))
+    assert configs.average_names(one) is None and callable(configs.build_averages(one))
+    assert configs.average_names(three) == list(configs.build_averages(three)) == ["main", "0.05", "0.1"]

@@ -193,6 +193,22 @@ def test_samples(place):
     assert (place / "grid.png").stat().st_size > 100
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+@pytest.mark.parametrize("seconds", [0.5, 6.0])
+def test_ctrl_c_is_one_line(place, name, seconds):
+    """While it imports, and while it works: a line and the status of the signal."""
+    words = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), str(place / "run"), "--num", "100000"]
+    words += ["--steps", "1000", "--out", str(place / "never.png")] if name == "sample" else []
+    process = subprocess.Popen(words, env=ENV, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 130, stderr
+    assert stderr.splitlines()[-1] == "stopped by SIGINT" and "Traceback" not in stderr
+    assert not list(place.glob("*never*")) and not list(place.glob("tmp*"))
+
+
 def test_bad_training_input(place):
     """One process each is slow, so the messages that come before any work share this test."""
     tiny = place / "tiny.py"
