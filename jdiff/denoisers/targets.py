@@ -88,7 +88,21 @@ class EDM:
 
 
 def aim(schedule: Schedule, target: Target, x0: Array, eps: Array, t) -> Array:
-    """The value F* = a_t x_0 + b_t eps that the network should output, (B, ...)."""
+    """The value F* = a_t x_0 + b_t eps that the network should output.
+
+    Args:
+        schedule: the schedule of the process.
+        target: what the network regresses.
+        x0: data, (B, ...), floating.
+        eps: noise, of the shape of x0.
+        t: times, () or (B,).
+
+    Returns:
+        F*, of the shape of x0.
+
+    Raises:
+        ValueError: when shapes disagree, or an array is not floating.
+    """
     check_same_shape("eps", eps, "x0", x0)
     check_floating("x0", x0)
     check_floating("eps", eps)
@@ -97,31 +111,56 @@ def aim(schedule: Schedule, target: Target, x0: Array, eps: Array, t) -> Array:
     return expand(a, x0) * x0 + expand(b, x0) * eps
 
 
+class System(NamedTuple):
+    """The map (x_t, F) = [[alpha, sigma], [a, b]] (x_0, eps) and its determinant, each of the shape of t."""
+
+    alpha: Array
+    sigma: Array
+    a: Array
+    b: Array
+    determinant: Array
+
+
+def system(schedule: Schedule, target: Target, t: Array) -> System:
+    """The 2x2 system of a target under a schedule: every conversion and every weight solves it."""
+    a, b = target.row(schedule, t)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    return System(alpha, sigma, a, b, alpha * b - sigma * a)
+
+
 def solve(schedule: Schedule, target: Target, x: Array, out: Array, t) -> tuple[Array, Array]:
-    """(x_0, eps) implied by x_t and the network's output, each (B, ...).
+    """(x_0, eps) implied by x_t and the network's output.
 
     The coefficients are formed before they meet x, so an eps-network's eps and an x0-network's x_0 pass unchanged.
+
+    Args:
+        schedule: the schedule of the process.
+        target: what the network regresses.
+        x: x_t, (B, ...), floating.
+        out: the network's output F, of the shape of x.
+        t: times, () or (B,).
+
+    Returns:
+        (x_0, eps), each of the shape of x.
+
+    Raises:
+        ValueError: when shapes disagree, or x is not floating.
     """
     check_same_shape("the network's output", out, "x", x)
     check_floating("x", x)
     check_time(t, x)
-    t = as_time(t)
-    a, b = target.row(schedule, t)
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    det = alpha * b - sigma * a
+    alpha, sigma, a, b, det = system(schedule, target, as_time(t))
     of_x, of_out = (b / det, -a / det), (-sigma / det, alpha / det)
     return tuple(expand(p, x) * x + expand(q, x) * out for p, q in zip(of_x, of_out, strict=True))
 
 
 def c_skip(schedule: Schedule, target: Target, t) -> Array:
-    """The weight of x_t in x_0 = c_skip x_t + c_out F, shape of t."""
-    t = as_time(t)
-    a, b = target.row(schedule, t)
-    return b / (schedule.alpha(t) * b - schedule.sigma(t) * a)
+    """The weight of x_t in x_0 = c_skip x_t + c_out F, of the shape of t."""
+    at = system(schedule, target, as_time(t))
+    return at.b / at.determinant
 
 
 def c_out(schedule: Schedule, target: Target, t) -> Array:
-    """The weight of the network's output in x_0 = c_skip x_t + c_out F, shape of t."""
-    t = as_time(t)
-    a, b = target.row(schedule, t)
-    return -schedule.sigma(t) / (schedule.alpha(t) * b - schedule.sigma(t) * a)
+    """The weight of the network's output in x_0 = c_skip x_t + c_out F, of the shape of t."""
+    at = system(schedule, target, as_time(t))
+    return -at.sigma / at.determinant

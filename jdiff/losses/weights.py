@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jdiff.core.arrays import Array, Number, as_time, safe_log
 from jdiff.core.checks import SMALLEST, check_range
 from jdiff.core.pytrees import noun
-from jdiff.denoisers.targets import Target
+from jdiff.denoisers.targets import Target, system
 from jdiff.process.clock import Schedule, log_snr
 from jdiff.process.sde import derivative
 
@@ -116,10 +116,8 @@ class Likelihood:
 
 def _log_c_out2(schedule, target, t):
     """log c_out^2, with the same floor under alpha and sigma as `log_snr`, so that their singularities cancel."""
-    t = as_time(t)
-    a, b = target.row(schedule, t)
-    sigma = schedule.sigma(t)
-    return 2 * (safe_log(sigma) - safe_log(jnp.abs(schedule.alpha(t) * b - sigma * a)))
+    at = system(schedule, target, as_time(t))
+    return 2 * (safe_log(at.sigma) - safe_log(jnp.abs(at.determinant)))
 
 
 def _log_rate(schedule, t):
