@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jdiff.core.extras import needs
 from jdiff.data.dataset import Dataset
 from jdiff.data.registry import register_dataset
 
@@ -12,8 +13,9 @@ def digits(held_out: float = 0.2, seed: int = 0) -> Dataset:
 
     uint8 (N, 8, 8, 1), grey level g of 0..16 stored as round(255 g / 16). Raises ValueError unless 0 < held_out < 1.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    with needs("jdiff.data needs"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
 
     if not 0 < held_out < 1:
         raise ValueError(f"digits: held_out is a share of the data, between 0 and 1; got {held_out}")
@@ -26,7 +28,8 @@ def digits(held_out: float = 0.2, seed: int = 0) -> Dataset:
 
 def scurve_points(n: int, seed: int, noise: float = 0.1) -> np.ndarray:
     """n fresh points of the S curve seen from its side: coordinates 0 and 2, divided by 10; float32 (n, 2)."""
-    from sklearn.datasets import make_s_curve
+    with needs("jdiff.data needs"):
+        from sklearn.datasets import make_s_curve
 
     points, _ = make_s_curve(n, noise=noise, random_state=seed)
     return (points[:, [0, 2]] / 10).astype(np.float32)
@@ -41,7 +44,8 @@ def scurve(n: int = 10_000, seed: int = 0, noise: float = 0.1) -> Dataset:
 @register_dataset
 def swiss_roll(n: int = 10_000, seed: int = 0, noise: float = 0.5) -> Dataset:
     """The Swiss roll seen from its side, coordinates 0 and 2 divided by 15; n points, and as many held out."""
-    from sklearn.datasets import make_swiss_roll
+    with needs("jdiff.data needs"):
+        from sklearn.datasets import make_swiss_roll
 
     def points(seed):
         return make_swiss_roll(n, noise=noise, random_state=seed)[0][:, [0, 2]] / 15
@@ -52,7 +56,8 @@ def swiss_roll(n: int = 10_000, seed: int = 0, noise: float = 0.5) -> Dataset:
 @register_dataset
 def moons(n: int = 10_000, seed: int = 0, noise: float = 0.05) -> Dataset:
     """Two interleaved half circles of radius 1, their common centre moved to 0; n points, and as many held out."""
-    from sklearn.datasets import make_moons
+    with needs("jdiff.data needs"):
+        from sklearn.datasets import make_moons
 
     def points(seed):
         return make_moons(n, noise=noise, random_state=seed)[0] - [0.5, 0.25]
@@ -63,7 +68,8 @@ def moons(n: int = 10_000, seed: int = 0, noise: float = 0.05) -> Dataset:
 @register_dataset
 def circles(n: int = 10_000, seed: int = 0, noise: float = 0.05, factor: float = 0.5) -> Dataset:
     """Two concentric circles of radius 1 and `factor`; n points, and as many held out."""
-    from sklearn.datasets import make_circles
+    with needs("jdiff.data needs"):
+        from sklearn.datasets import make_circles
 
     def points(seed):
         return make_circles(n, noise=noise, factor=factor, random_state=seed)[0]

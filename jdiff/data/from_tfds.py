@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jdiff.core import foreign
+from jdiff.core.extras import needs
 from jdiff.data.dataset import DataError
 from jdiff.data.images import from_bytes
 from jdiff.data.order import spread
@@ -102,10 +103,8 @@ def tfds(
 
 def _builder(name: str, data_dir: str | None):
     """The builder of a prepared set. Raises DataError with the command that prepares it."""
-    try:
+    with needs("jdiff.data needs"):
         import tensorflow_datasets as library
-    except ImportError as error:
-        raise DataError("tfds: reading TensorFlow Datasets needs: pip install tensorflow-datasets grain") from error
     where = str(Path(data_dir).expanduser()) if data_dir else None
     try:
         with _quiet():

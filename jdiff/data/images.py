@@ -4,6 +4,8 @@ import io
 
 import numpy as np
 
+from jdiff.core.extras import needs
+
 PIXELS = 178_956_970  # of the largest image that is decoded; Pillow's own limit, unless a program has changed that
 
 
@@ -13,7 +15,8 @@ def to_array(image, size: int | None = None, channels: int = 3, crop: int | None
     The central square (of side `crop`, else the largest) is resized with Pillow's bicubic filter, which is
     antialiased, see Parmar et al. 2022 (2104.11222). Transparency is laid over white; 16-bit grey is scaled to 8.
     """
-    from PIL import Image, ImageOps
+    with needs("jdiff.data needs"):
+        from PIL import Image, ImageOps
 
     image = _eight_bit(ImageOps.exif_transpose(image))
     image = image.convert("L" if channels == 1 else "RGB")
@@ -30,7 +33,8 @@ def to_array(image, size: int | None = None, channels: int = 3, crop: int | None
 
 def _eight_bit(image):
     """The image without transparency, and with 8 bits a channel."""
-    from PIL import Image
+    with needs("jdiff.data needs"):
+        from PIL import Image
 
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
         return Image.fromarray(np.rint(np.asarray(image, np.float64).clip(0, 65535) / 257).astype(np.uint8))
@@ -45,7 +49,8 @@ def from_bytes(content: bytes, size: int | None = None, channels: int = 3, crop:
 
     Raises ValueError if they are damaged, no image, or one of more than `PIXELS`, which need not have many bytes.
     """
-    from PIL import Image
+    with needs("jdiff.data needs"):
+        from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:

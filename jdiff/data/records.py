@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jdiff.core.extras import needs
 from jdiff.data.dataset import Batches, DataError, Dataset, moments, to_data, to_model
 from jdiff.data.order import batch_indices, own_rows, spread
 
@@ -108,7 +109,8 @@ class Records:
 
     def _batches(self, seed: int, batch: int, rows: slice, start: int):
         """Batches start, start + 1, ... without end, this process's rows of them, read ahead by Grain."""
-        import grain
+        with needs("jdiff.data needs"):
+            import grain
 
         def read_batch(k):
             return self.take(batch_indices(self.size, batch, seed, int(k), 1)[0, rows])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jdiff.core.extras import needs
 from jdiff.data.dataset import DataError
 
 
@@ -15,11 +16,11 @@ def write_tfds(name: str, data_dir, shape: tuple[int, int, int], classes: int, *
     Each split is an iterable of (image uint8 of `shape`, label), or of images where classes is 0; stored losslessly, as
     PNG, in the order given. Raises DataError for an image or a label that is neither.
     """
-    import tensorflow_datasets as library
-
-    def png(image):
+    with needs("jdiff.data needs"):
+        import tensorflow_datasets as library
         from PIL import Image
 
+    def png(image):
         image = np.asarray(image)
         if image.shape != tuple(shape) or image.dtype != np.uint8:
             raise DataError(f"write_tfds: an image is {image.dtype} {image.shape}; expected uint8 {tuple(shape)}")
