@@ -11,7 +11,7 @@ from jdiff.models.transformer import attend, dense
 
 
 def check_levels(attention: Sequence[int], depth: int) -> None:
-    """Raise ValueError unless a UNet of `depth` levels has all those that attention is asked for at."""
+    """Raise ValueError unless a UNet of `depth` levels has all the levels that `attention` lists."""
     if any(not 0 <= level < depth for level in attention):
         raise ValueError(
             f"attention lists levels, 0 (full resolution) to {depth - 1} for {depth} multipliers, not resolutions; "
@@ -20,11 +20,19 @@ def check_levels(attention: Sequence[int], depth: int) -> None:
 
 
 class SelfAttention(nn.Module):
-    """skip_scale (x + W_out attention(norm(x))), multi-head, over all positions; starts as the identity.
+    """skip_scale (x + W_out attention(norm(x))), multi-head, over all positions; it starts as the identity.
 
-    Vaswani et al. 2017, arXiv:1706.03762; in UNets: Ho et al. 2020, arXiv:2006.11239, appendix B. `qkv_scale` and
-    `out_scale` multiply the initial variance of the kernels; `norm` gives groups, min_width and epsilon of the norm;
-    `fused`: see `attend`.
+    Args:
+        heads: the number of attention heads, which must divide the channels.
+        dtype: of dense layers and attention; None for that of x.
+        skip_scale: what the sum is multiplied by.
+        norm: `groups`, `min_width` and `epsilon` of the group norm.
+        kernel_init: the law of initial kernels, see `inits.scaled_init`.
+        qkv_scale: times the initial variance of queries, keys and values.
+        out_scale: times the initial variance of the last layer; 0 starts the module as the identity.
+        fused: whether half precision may run in cuDNN's attention, see `transformer.attend`.
+
+    Reference: Vaswani et al. 2017, arXiv:1706.03762; in UNets, Ho et al. 2020, arXiv:2006.11239, appendix B.
     """
 
     heads: int = 1
@@ -38,7 +46,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """(B, *sizes, C) -> the same; C must be a multiple of `heads`."""
+        """x: (B, *sizes, C), C a multiple of `heads`; returns an array like x."""
         B, C = x.shape[0], x.shape[-1]
         if C % self.heads:
             raise ValueError(f"SelfAttention: {C} channels do not divide into {self.heads} heads")

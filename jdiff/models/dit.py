@@ -1,7 +1,4 @@
-"""DiT: a transformer over patches whose norms are modulated by noise label and class (adaLN-Zero).
-
-Peebles & Xie 2023, arXiv:2212.09748.
-"""
+"""DiT: a transformer over patches whose norms are modulated by noise label and class (adaLN-Zero)."""
 
 from typing import Any
 
@@ -29,10 +26,10 @@ from jdiff.models.transformer import (
 
 
 def label_features(label: jax.Array, features: int = 256) -> jax.Array:
-    """[cos(label w_j), sin(label w_j)], w_j = 10,000^(-2j/features), in float32 at least; (B,) -> (B, features)."""
+    """[cos(label w_j), sin(label w_j)] with w_j = 10,000^(-2j/features), in float32 or wider: (B,) -> (B, features)."""
     label = as_float(label)
     half, dtype = features // 2, label.dtype
-    # rounded as the published code rounds: at label 999 the last bit of a rate moves an angle by 1e-5
+    # frequencies are rounded as in the published code: at label 999 their last bit moves an angle by 1e-5
     exponents = -np.log(10_000).astype(dtype) * np.arange(half, dtype=dtype) / half
     w = np.exp(exponents.astype(np.float64)).astype(dtype)
     angles = label[:, None] * w[None]
@@ -48,6 +45,13 @@ class DiTBlock(nn.Module):
     """x + gate attention(modulated norm), x + cross-attention, x + gate feed-forward(modulated norm).
 
     Shifts, scales and gates are linear in silu(c) and start at zero, so the block starts as the identity.
+
+    Args:
+        heads: attention heads.
+        ratio: the width inside the feed-forward layer over that of the tokens.
+        qk_norm: see `transformer.Attention`.
+        dtype: of dense layers and attention; None for float32.
+        fused: see `transformer.attend`.
     """
 
     heads: int
@@ -58,7 +62,7 @@ class DiTBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, c, context=None, mask=None, turns=None):
-        """x: (B, L, D); c: (B, D); context: (B, S, D) with its mask (B, S), or None; turns: of `rotary_turns`."""
+        """x: (B, L, D); c: (B, D); context: (B, S, D) with its mask (B, S), or None; turns: see `rotary_turns`."""
         D = x.shape[-1]
         parts = nn.Dense(6 * D, kernel_init=zeros, dtype=self.dtype, name="modulation")(nn.silu(c))
         shift_0, scale_0, gate_0, shift_1, scale_1, gate_1 = jnp.split(parts, 6, -1)
@@ -73,18 +77,30 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """A diffusion transformer for images (B, H, W, C), H and W multiples of `patch`; starts at output 0.
+    """A diffusion transformer for images (B, H, W, C), H and W being multiples of `patch`; its output starts at 0.
 
-    `num_classes` of 0 is unconditional; else `cond` holds labels in 0..num_classes, num_classes (or None) being "no
-    class". With `context`, the width of embeddings, `cond` is a set or text (B, S, context), or a pair of one and its
-    mask (B, S), True for what counts, or None; blocks see it by cross-attention, beside a learned "nothing". Its order
-    does not matter.
+    Args:
+        width: of the tokens.
+        depth: the number of blocks.
+        heads: attention heads.
+        patch: the height and width of the patches.
+        ratio: the width inside the feed-forward layers over `width`.
+        num_classes: 0 for an unconditional network; else `cond` holds labels in 0..num_classes, num_classes (or None)
+            being "no class".
+        context: the width of embeddings; 0 for none. With it `cond` is a set or a text (B, S, context), or a pair of
+            one and its mask (B, S), True for what counts, or None. Blocks attend to it, and to a learned "nothing".
+            The order of the embeddings does not matter.
+        channels: C, or None for any.
+        out_multiplier: output over input channels; 2 gives channels [prediction, variance].
+        label_scale: what brings noise labels to the published range, 0 to 999.
+        sincos: whether fixed positions are added to the patches.
+        rope: whether queries and keys are turned by their positions.
+        qk_norm: see `transformer.Attention`.
+        remat: whether each block is computed again in the backward pass.
+        dtype: of dense layers and attention; None for float32. Parameters, norms and output are float32.
+        fused: see `transformer.attend`.
 
-    `label_scale` brings noise labels to the published range, 0 to 999; `channels` is checked if given;
-    `out_multiplier` 2 gives channels [prediction, variance]. `sincos`: fixed positions are added; `rope`: queries and
-    keys are turned by theirs; `qk_norm` and `fused`: see `Attention`; `remat` recomputes each block in the backward
-    pass.
-    Parameters, norms and output are float32, dense layers and attention in `dtype`.
+    Reference: Peebles & Xie 2023, arXiv:2212.09748.
     """
 
     width: int = 384
@@ -106,7 +122,7 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False):
-        """x: (B, H, W, C); label: (B,); cond: see above; returns F, (B, H, W, C out_multiplier)."""
+        """x: (B, H, W, C); label: (B,); cond: see the class; returns F, (B, H, W, C out_multiplier)."""
         del train  # no dropout
         check_patches(x, self.patch, self.channels, "DiT")
         check_label(label, len(x))

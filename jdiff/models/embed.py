@@ -15,10 +15,21 @@ def as_float(label) -> jax.Array:
 
 
 def sinusoidal(label: jax.Array, features: int, max_period: float = 10_000.0, endpoint: bool = False) -> jax.Array:
-    """[cos(label w_j), sin(label w_j)], w_j from 1 down to 1/max_period geometrically; (B,) -> (B, features).
+    """[cos(label w_j), sin(label w_j)], the frequencies w_j falling geometrically from 1 to 1/max_period.
 
-    `endpoint`: the last w_j is 1/max_period itself, as in DDPM; else it is one step short of it, as in ADM.
-    Vaswani et al. 2017, arXiv:1706.03762, section 3.5. `features` must be even.
+    Args:
+        label: noise labels, (B,).
+        features: the length of the vectors; an even number.
+        max_period: the inverse of the lowest frequency.
+        endpoint: whether the last frequency is 1/max_period itself, as in DDPM, or one step short of it, as in ADM.
+
+    Returns:
+        (B, features), in float32 or wider.
+
+    Raises:
+        ValueError: for an odd number of features, or too few.
+
+    Reference: Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
     """
     half = features // 2
     if features % 2 or half <= endpoint:
@@ -31,9 +42,13 @@ def sinusoidal(label: jax.Array, features: int, max_period: float = 10_000.0, en
 
 
 class FourierFeatures(nn.Module):
-    """[cos(2 pi label w_j), sin(2 pi label w_j)], w_j ~ N(0, scale^2), fixed; (B,) -> (B, features).
+    """[cos(2 pi label w_j), sin(2 pi label w_j)] with fixed random frequencies w_j ~ N(0, scale²).
 
-    Tancik et al. 2020, arXiv:2006.10739; for noise levels: Song et al. 2021, arXiv:2011.13456, appendix H.
+    Args:
+        features: the length of the vectors.
+        scale: the standard deviation of the frequencies.
+
+    Reference: Tancik et al. 2020, arXiv:2006.10739; for noise levels, Song et al. 2021, arXiv:2011.13456, appendix H.
     """
 
     features: int
@@ -41,19 +56,25 @@ class FourierFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, label):
+        """label: (B,); returns (B, features)."""
         label = as_float(label)
-        # a parameter that no gradient reaches: checkpoints, averages and shardings need no case for it
+        # a parameter that no gradient reaches: checkpoints, averages and shardings then treat it as any other
         w = self.param("frequencies", nn.initializers.normal(self.scale), (self.features // 2,), jnp.float32)
         angles = 2 * jnp.pi * label[:, None] * jax.lax.stop_gradient(w).astype(label.dtype)[None]
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class NoiseEmbedding(nn.Module):
-    """The noise label through sinusoids and two dense layers, (B,) -> (B, features).
+    """The noise label through sinusoids and two dense layers.
 
-    `label_scale` brings the label to the range of the sinusoids, hundreds of radians: 200 for the log-SNR labels of
-    about -2.5 to 2.5, 1 for table indices 0 to 999. `waves` sinusoids of fixed frequencies, or of random ones of the
-    standard deviation `fourier` where it is not 0. `beside` (B, waves) is added to the sinusoids.
+    Args:
+        features: the length of the embedding.
+        label_scale: what the label is multiplied by, to reach the range of the sinusoids, hundreds of radians: 200 for
+            log-SNR labels of about -2.5 to 2.5, 1 for table indices 0 to 999.
+        waves: the number of sinusoids; None for half as many as features.
+        endpoint: see `sinusoidal`.
+        fourier: the standard deviation of random frequencies; 0 for those of `sinusoidal`.
+        kernel_init: the law of initial kernels, see `inits.scaled_init`.
     """
 
     features: int
@@ -65,6 +86,7 @@ class NoiseEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, label, beside=None):
+        """label: (B,); beside: (B, waves), added to the sinusoids, or None; returns (B, features)."""
         waves = self.features // 4 * 2 if self.waves is None else self.waves
         label = label * self.label_scale
         if self.fourier:
@@ -78,9 +100,13 @@ class NoiseEmbedding(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """A learned vector per class and one for "no class", which is row `num_classes`; (B,) -> (B, features).
+    """A learned vector for each class, and one for "no class", which is row `num_classes`.
 
-    `null` False leaves that row out: labels are then 0..num_classes - 1 and must be given.
+    Args:
+        num_classes: the number of classes.
+        features: the length of the vectors.
+        std: the standard deviation of their initial values.
+        null: whether there is a row for "no class"; if not, labels are 0..num_classes - 1 and must be given.
     """
 
     num_classes: int
@@ -90,7 +116,7 @@ class ClassEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, cond, batch: int):
-        """`cond`: labels (B,) in 0..num_classes, or None, which is the null class for all."""
+        """cond: labels (B,) in 0..num_classes, or None, which is "no class" for all; returns (B, features)."""
         if cond is None and not self.null:
             raise ValueError(f"this model has {self.num_classes} classes and none for no class; pass labels (B,)")
         rows = self.num_classes + self.null
@@ -100,27 +126,37 @@ class ClassEmbedding(nn.Module):
 
 
 def class_labels(cond, num_classes: int, batch: int):
-    """The class labels as they are given, or (batch,) times "no class", num_classes, for None."""
+    """The class labels as they are given; for None, "no class", which is num_classes, for all of (batch,)."""
     return jnp.full((batch,), num_classes, jnp.int32) if cond is None else cond
 
 
 def check_index(name: str, index, size: int, shape: tuple[int, ...]) -> jax.Array:
-    """`index` as an array of integers of at least 32 bits, for a table of `size` rows.
+    """Check indices of a table, and make them an array of integers of at least 32 bits.
 
-    Raises ValueError unless it has this shape and an integer dtype and, where its values are known now, all are in
-    0..size - 1. Of traced ones nothing can be said: see `nan_outside`.
+    Args:
+        name: what they are, for the message.
+        index: the indices.
+        size: the rows of the table.
+        shape: the shape that the indices must have.
+
+    Returns:
+        The indices as an array.
+
+    Raises:
+        ValueError: for another shape or dtype, and for values outside 0..size - 1. The values of traced arrays are not
+            known: see `nan_outside`.
     """
     index = index if isinstance(index, jax.Array) else np.asarray(index)
     if index.shape != shape or not jnp.issubdtype(index.dtype, jnp.integer):
         raise ValueError(f"{name} are {index.dtype}{index.shape}; expected integers {shape}")
     check_inside(name, index, size)
     index = jnp.asarray(index)
-    # in 8 bits, class 300 of a table would be class 44
+    # Flax looks rows up in the dtype of the index: in 8 bits, class 300 of a table would be class 44
     return index if jnp.iinfo(index.dtype).bits >= 32 else index.astype(jnp.int32)
 
 
 def check_inside(name: str, index, size: int) -> None:
-    """Raise ValueError unless the numbers, where they are known here and now, are in 0..size - 1."""
+    """Raise ValueError if numbers that are known, which those of traced arrays are not, lie outside 0..size - 1."""
     if isinstance(index, jax.core.Tracer) or (isinstance(index, jax.Array) and not index.is_fully_addressable):
         return
     known = np.asarray(index)
@@ -130,9 +166,17 @@ def check_inside(name: str, index, size: int) -> None:
 
 
 def nan_outside(index, size: int, rows) -> jax.Array:
-    """`rows` (*index.shape, ...) of a table of `size` rows, nan where the index is outside 0..size - 1.
+    """The rows that were looked up in a table, with nan for those whose index lies outside 0..size - 1.
 
-    JAX takes the nearest row, or counts from the end: another class, without a word.
+    JAX itself takes the nearest row, or counts from the end, and gives another class without a word.
+
+    Args:
+        index: the indices.
+        size: the rows of the table.
+        rows: what was looked up, (*index.shape, ...).
+
+    Returns:
+        An array like `rows`.
     """
     inside = (index >= 0) & (index < size)
     return jnp.where(inside.reshape(*inside.shape, *(1,) * (rows.ndim - inside.ndim)), rows, jnp.nan)

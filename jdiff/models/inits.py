@@ -1,4 +1,4 @@
-"""Initial values of kernels, by the papers."""
+"""Initial values of kernels, as the papers have them."""
 
 import flax.linen as nn
 
@@ -14,9 +14,18 @@ INITS = {
 
 
 def scaled_init(scale: float = 1.0, name: str = "xavier"):
-    """Variance scaling of the named kind, its variance times `scale`; zeros for 0. Raises ValueError for other names.
+    """An initial law of kernels, with its variance multiplied by `scale`.
 
-    The default is fan-average and uniform: Ho et al. 2020, arXiv:2006.11239, and Song et al. 2021, arXiv:2011.13456.
+    Args:
+        scale: times the variance; 0 for zeros.
+        name: one of `INITS`. The default, fan-average and uniform, is that of Ho et al. 2020, arXiv:2006.11239, and
+            Song et al. 2021, arXiv:2011.13456.
+
+    Returns:
+        (key, shape, dtype) -> array.
+
+    Raises:
+        ValueError: for an unknown name.
     """
     base, mode, law = choose("initialisation", name, INITS)
     if scale == 0:

@@ -18,7 +18,14 @@ from jdiff.models.registry import register_model
 class StepMLP(nn.Module):
     """Dense layers with a learned embedding of the step added at each: the tutorials' network for points of a plane.
 
-    h_{l+1} = relu(W_l h_l + e_l[k]), with k = 0..steps-1 the noise label (see `conditioning.Index`).
+    h_{l+1} = relu(W_l h_l + e_l[k]), where k = 0..steps - 1 is the noise label (see `jdiff.conditioning.Index`).
+
+    Args:
+        steps: the number of noise labels.
+        features: the width of the layers.
+        layers: their number.
+        num_classes: 0 for an unconditional network; else `cond` holds labels in 0..num_classes, num_classes (or None)
+            being "no class".
     """
 
     steps: int = 100
@@ -28,7 +35,7 @@ class StepMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False):
-        """x: (B, D); label: (B,), whole numbers in 0..steps-1 (see `embed.nan_outside`); returns (B, D)."""
+        """x: (B, D); label: (B,), whole numbers in 0..steps - 1; cond: (B,) or None; returns (B, D)."""
         del train  # no dropout
         _check_points(x, label)
         k = jnp.round(as_float(label))
@@ -47,7 +54,16 @@ class StepMLP(nn.Module):
 
 
 class MLP(nn.Module):
-    """A residual MLP: h <- h + W_2 silu(W_1 norm(h) + embedding), for any noise label; starts at output 0."""
+    """A residual MLP, h <- h + W_2 silu(W_1 norm(h) + embedding), for any noise label; its output starts at 0.
+
+    Args:
+        features: the width of the layers.
+        layers: the number of residual layers.
+        num_classes: 0 for an unconditional network; else `cond` holds labels in 0..num_classes, num_classes (or None)
+            being "no class".
+        dropout: the rate of dropout, in training.
+        label_scale: see `embed.NoiseEmbedding`.
+    """
 
     features: int = 128
     layers: int = 3

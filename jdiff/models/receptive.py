@@ -1,4 +1,4 @@
-"""What an output sees of the input: measured on the network, and the formula for plain stacks of convolutions."""
+"""Which part of the input an output depends on: measured, and by the formula for plain stacks of convolutions."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,12 @@ DRAWS = 4
 
 
 class ReceptiveField(NamedTuple):
-    """`influence` (*sizes): how strongly each input position acts on the centre of the output, the largest being 1;
-    `size`: of the smallest box around those above the tolerance."""
+    """What the centre of an output depends on.
+
+    Args:
+        influence: (*sizes), how strongly each input position acts on the centre of the output, the largest being 1.
+        size: of the smallest box around the positions whose influence is above the tolerance.
+    """
 
     influence: np.ndarray
     size: tuple[int, ...]
@@ -31,18 +35,33 @@ def receptive_field(
     key: jax.Array | None = None,
     **options,
 ) -> ReceptiveField:
-    """The input positions that the centre of the output depends on, by gradients at random inputs of this shape.
+    """The input positions that the centre of the output depends on, by gradients at random inputs.
 
-    The gradient of a random combination of the centre's channels, its absolute value summed over channels and inputs.
-    variables: of a trained network; if not given the initial ones, with noise so that layers which start at
-    zero, and with them the whole output, do not hide what they will see. A norm over positions or attention sees all.
-    Raises ValueError for a shape without positions, and where the gradients are not finite.
+    The influence of a position is the absolute value of the gradient of a random combination of the centre's channels,
+    summed over channels and inputs. Norms over positions and attention depend on all positions.
+
+    Args:
+        model: the network, called as (x, label, cond).
+        shape: of x, (B, *sizes, C).
+        variables: of a trained network. By default they are the initial ones with noise added, because layers that
+            start at zero would hide what they will depend on.
+        label: noise labels (B,); zeros by default.
+        cond: class labels or what else the network takes.
+        tolerance: influences up to this one do not count for the size.
+        key: of the random inputs.
+        options: arguments by name that go to the network.
+
+    Returns:
+        A `ReceptiveField`.
+
+    Raises:
+        ValueError: for a shape without positions, and where the gradients are not finite.
     """
     if len(shape) < 3:
         raise ValueError(f"receptive_field: a shape is (B, *sizes, C), got {shape}; it has no positions")
     keys = jax.random.split(jax.random.key(0) if key is None else key, 4)
     label = jnp.zeros(shape[0]) if label is None else label
-    # several inputs: a ReLU may be off at one
+    # at a single input a ReLU may be off
     x = jax.random.normal(keys[0], (DRAWS * shape[0], *shape[1:]))
     label, cond = jax.tree.map(lambda a: jnp.tile(a, DRAWS), (label, cond))
     if variables is None:
@@ -65,14 +84,22 @@ def receptive_field(
     if not np.isfinite(field).all():
         raise ValueError("receptive_field: the gradients are not finite; give noise labels that the network accepts")
     field = field / max(field.max(), np.finfo(np.float64).tiny)
-    seen = np.nonzero(field > tolerance)
-    return ReceptiveField(field, tuple(int(i.max() - i.min() + 1) if i.size else 0 for i in seen))
+    inside = np.nonzero(field > tolerance)
+    return ReceptiveField(field, tuple(int(i.max() - i.min() + 1) if i.size else 0 for i in inside))
 
 
 def receptive_field_of(
     kernels: Sequence[int], strides: Sequence[int] | None = None, dilations: Sequence[int] | None = None
 ) -> int:
-    """1 + sum_l (k_l - 1) d_l prod_{i<l} s_i, the receptive field of a stack of convolutions along one dimension.
+    """The receptive field of a stack of convolutions along one dimension, 1 + sum_l (k_l - 1) d_l prod_{i<l} s_i.
+
+    Args:
+        kernels: the widths k_l.
+        strides: s_l; ones by default.
+        dilations: d_l; ones by default.
+
+    Returns:
+        The number of input positions that an output depends on.
 
     >>> receptive_field_of([3, 3, 3]), receptive_field_of([3, 3, 3], strides=[2, 2, 1])
     (7, 15)

@@ -14,10 +14,23 @@ Filter = Sequence[float]
 
 
 def downsample(x: jax.Array, filter: Filter = (1, 1), pad: int | None = None) -> jax.Array:
-    """Every second value of x filtered along each dimension, (B, *sizes, C) -> (B, *sizes / 2, C).
+    """Every second value of a signal that is filtered along each dimension.
 
-    y_n = sum_k f_k x_(2n + k - pad) with f scaled to sum 1 and zeros beyond the edges, pad = (len(f) - 1) // 2: for
-    (1, 1) the mean of each pair.  Zhang 2019, arXiv:1904.11486; (1, 3, 3, 1) in NCSN++, arXiv:2011.13456, appendix H.
+    y_n = sum_k f_k x_(2n + k - pad), with f scaled to sum 1 and zeros beyond the edges. For (1, 1) it is the mean of
+    each pair.
+
+    Args:
+        x: (B, *sizes, C).
+        filter: f, an even number of taps; NCSN++ has (1, 3, 3, 1).
+        pad: the zeros before and after; (len(f) - 1) // 2 by default.
+
+    Returns:
+        (B, *sizes / 2, C).
+
+    Raises:
+        ValueError: for odd sizes, and for an odd number of taps.
+
+    Reference: Zhang 2019, arXiv:1904.11486; Song et al. 2021, arXiv:2011.13456, appendix H.
     """
     f, pad = _filter(filter, pad)
     if any(size % 2 for size in x.shape[1:-1]) and pad == (len(f) - 1) // 2:
@@ -33,9 +46,20 @@ def downsample(x: jax.Array, filter: Filter = (1, 1), pad: int | None = None) ->
 
 
 def upsample(x: jax.Array, filter: Filter = (1, 1)) -> jax.Array:
-    """Zeros between the values of x, then the filter along each dimension, (B, *sizes, C) -> (B, 2 *sizes, C).
+    """Zeros between the values of a signal, then the filter along each dimension.
 
-    The transpose of `downsample` times 2 a dimension, so that constants stay: for (1, 1) each value twice.
+    It is the transpose of `downsample`, times 2 for each dimension, so that constants stay. For (1, 1) each value comes
+    twice, which is the nearest neighbour.
+
+    Args:
+        x: (B, *sizes, C).
+        filter: an even number of taps.
+
+    Returns:
+        (B, 2 *sizes, C).
+
+    Raises:
+        ValueError: for an odd number of taps.
     """
     f, pad = _filter(filter, None)
     for axis in range(1, x.ndim - 1):
@@ -50,7 +74,19 @@ def upsample(x: jax.Array, filter: Filter = (1, 1)) -> jax.Array:
 
 
 def resize(x: jax.Array, sizes: Sequence[int], method: str = "bilinear") -> jax.Array:
-    """x (B, *sizes, C) at other sizes; method: nearest, bilinear or bicubic, as `jax.image.resize` has them."""
+    """A signal at other sizes.
+
+    Args:
+        x: (B, *sizes, C).
+        sizes: the new ones.
+        method: "nearest", "bilinear" or "bicubic", as in `jax.image.resize`.
+
+    Returns:
+        (B, *sizes, C) in the dtype of x, computed in float32 or wider.
+
+    Raises:
+        ValueError: for another number of sizes than x has dimensions.
+    """
     if len(sizes) != x.ndim - 2:
         raise ValueError(f"resize: {len(sizes)} sizes for x {x.shape}, which has {x.ndim - 2} dimensions")
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -58,7 +94,20 @@ def resize(x: jax.Array, sizes: Sequence[int], method: str = "bilinear") -> jax.
 
 
 def pixel_shuffle(x: jax.Array, factor: int = 2) -> jax.Array:
-    """Channels into space: (B, H, W, C r^2) -> (B, r H, r W, C).  Shi et al. 2016, arXiv:1609.05158, eq. 4."""
+    """Move channels into space.
+
+    Args:
+        x: images (B, H, W, C r²).
+        factor: r.
+
+    Returns:
+        (B, r H, r W, C).
+
+    Raises:
+        ValueError: for what is no image, and for channels that r² does not divide.
+
+    Reference: Shi et al. 2016, arXiv:1609.05158, eq. 4.
+    """
     B, H, W, C = _image(x, "pixel_shuffle")
     if C % factor**2:
         raise ValueError(f"pixel_shuffle: {C} channels are not a multiple of {factor}^2")
@@ -67,7 +116,18 @@ def pixel_shuffle(x: jax.Array, factor: int = 2) -> jax.Array:
 
 
 def pixel_unshuffle(x: jax.Array, factor: int = 2) -> jax.Array:
-    """Space into channels: (B, r H, r W, C) -> (B, H, W, C r^2), the inverse of `pixel_shuffle`."""
+    """Move space into channels, the inverse of `pixel_shuffle`.
+
+    Args:
+        x: images (B, r H, r W, C).
+        factor: r.
+
+    Returns:
+        (B, H, W, C r²).
+
+    Raises:
+        ValueError: for what is no image, and for sizes that r does not divide.
+    """
     B, H, W, C = _image(x, "pixel_unshuffle")
     if H % factor or W % factor:
         raise ValueError(f"pixel_unshuffle: {H}x{W} are not multiples of {factor}")
@@ -82,13 +142,19 @@ def _image(x, name: str) -> tuple[int, ...]:
 
 
 class ConvTranspose(nn.Module):
-    """A learned doubling, the transpose of a convolution of stride 2 and width 4: (B, *sizes, C) -> (B, 2 sizes, D)."""
+    """A learned doubling of the sizes: the transpose of a convolution of stride 2 and width 4.
+
+    Args:
+        features: the channels of the output.
+        dtype: of the computation; None for that of x and the parameters.
+    """
 
     features: int
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x):
+        """x: (B, *sizes, C); returns (B, 2 *sizes, features)."""
         dims = x.ndim - 2
         shape = (4,) * dims + (x.shape[-1], self.features)
         kernel = self.param("kernel", scaled_init(), shape, jnp.float32)

@@ -1,8 +1,8 @@
 """Residual networks for classification: ResNet-18, 34 and 50, with a noise level where the images are noisy.
 
-He et al. 2015, arXiv:1512.03385; the stride of a bottleneck sits in its 3x3 convolution, and padding is symmetric, as
-in torchvision, so that its weights fit (`jdiff.convert`). With `noise=True` the network is told the noise level: the
-classifier of classifier guidance (Dhariwal & Nichol 2021, arXiv:2105.05233, section 4).
+As in torchvision, the stride of a bottleneck sits in its 3x3 convolution, and padding is symmetric: its weights fit
+(`jdiff.convert`). With `noise=True` the network is told the noise level: the classifier of classifier guidance
+(Dhariwal & Nichol 2021, arXiv:2105.05233, section 4).
 """
 
 from typing import Any
@@ -17,13 +17,22 @@ from jdiff.models.registry import Tag, register_model, register_tag
 
 
 class ResNet(nn.Module):
-    """Class logits of images (B, H, W, C), or of noisy ones; H and W are free.
+    """Class logits of images (B, H, W, C) of any size, or of noisy ones.
 
-    `depths`: blocks of each stage, the first of `width` channels, each next one doubled at half the resolution;
-    `bottleneck`: blocks of 1x1, 3x3 and 1x1 convolutions with four times the channels out. `stem`: "imagenet", 7x7 at
-    stride 2 and a 3x3 maximum at stride 2, or "small", 3x3, for images of about 32x32. `in_channels`: C, or None for
-    any. `noise`: the label is embedded and added in each block. `axis_name`: devices whose batch statistics are joined
-    in training. `remat` recomputes each block in the backward pass.
+    Args:
+        depths: the blocks of each stage; each stage has twice the channels of the one before, at half the resolution.
+        bottleneck: whether blocks have 1x1, 3x3 and 1x1 convolutions with four times the channels out.
+        width: the channels of the first stage.
+        num_classes: the number of logits.
+        in_channels: C, or None for any.
+        stem: "imagenet", 7x7 at stride 2 and a 3x3 maximum at stride 2, or "small", 3x3, for images of about 32x32.
+        noise: whether the noise label is embedded and added in each block.
+        label_scale: see `embed.NoiseEmbedding`.
+        axis_name: of the devices whose batch statistics are joined in training, under pmap and shard_map.
+        remat: whether each block is computed again in the backward pass.
+        dtype: of convolutions and norms; None for float32. Parameters and logits are float32.
+
+    Reference: He et al. 2015, arXiv:1512.03385.
     """
 
     depths: tuple[int, ...] = (2, 2, 2, 2)
@@ -40,11 +49,20 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, label=None, cond=None, train: bool = False, return_features: bool = False):
-        """x: (B, H, W, C), label: (B,), ignored unless `noise`; returns logits (B, num_classes).
+        """Classify images.
 
-        `train` uses the statistics of the batch, with `mutable=["batch_stats"]`. With `return_features` the result is
-        what the last layer sees, the mean over positions, (B, width of the last stage). Raises ValueError for images
-        of another rank, a missing label, and class labels, which are what this network predicts.
+        Args:
+            x: (B, H, W, C).
+            label: noise labels (B,), ignored unless `noise`.
+            cond: None; classes are what this network predicts.
+            train: whether to use the statistics of the batch, with `mutable=["batch_stats"]`.
+            return_features: whether to return what the last layer takes, the mean over positions.
+
+        Returns:
+            Logits (B, num_classes), or features (B, width of the last stage).
+
+        Raises:
+            ValueError: for images of another rank, a missing label, and class labels.
         """
         self._check(x, label, cond)
         embedding = None
@@ -84,7 +102,7 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """relu(x + f(x)): two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1, each with its batch norm."""
+    """relu(x + f(x)), where f is two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1, each with a batch norm."""
 
     features: int
     stride: int = 1

@@ -1,4 +1,7 @@
-"""What a network is made of: layers, output shapes, parameters and FLOPs, found by tracing, without running it."""
+"""What a network is made of: layers, output shapes, parameters and FLOPs, found by tracing, without running it.
+
+Each layer is traced within a named scope of its own, and what is computed in a scope is counted for its layer.
+"""
 
 import dataclasses
 import math
@@ -17,7 +20,15 @@ MARK = re.compile(r"<layer ([^<>]*)>")
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer, with those inside it: `parameters` and `flops` are those of all of them."""
+    """One layer, with the layers inside it.
+
+    Args:
+        path: the names of the layers around it, and its own.
+        kind: its class.
+        shape: of its output.
+        parameters: of it and of the layers inside it.
+        flops: likewise.
+    """
 
     path: tuple[str, ...]
     kind: str
@@ -28,18 +39,21 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The layers in the order of their first call, the network itself first; `str` is a table."""
+    """The layers in the order of their first call, the network itself first; `str` of it is a table."""
 
     layers: tuple[Layer, ...]
 
     @property
     def parameters(self) -> int:
-        """Of the whole network, fixed arrays such as random frequencies among them."""
+        """The parameters of the whole network, fixed arrays such as random frequencies among them."""
         return self.layers[0].parameters
 
     @property
     def flops(self) -> int:
-        """Of one call: 2 for each multiply-add of matrix products and convolutions; elementwise work is not counted."""
+        """The operations of one call, 2 for each multiply-add of matrix products and convolutions.
+
+        Elementwise operations are not counted.
+        """
         return self.layers[0].flops
 
     def __str__(self) -> str:
@@ -57,10 +71,18 @@ class Summary:
 def summary(
     model: nn.Module, shape: tuple[int, ...], label=None, cond=None, depth: int | None = None, **options
 ) -> Summary:
-    """The `Summary` of a network for x of this shape, (B, ..., C): nothing is run and no parameter is made.
+    """The layers of a network for inputs of a shape. Nothing is run, and no parameter is made.
 
-    label, cond: arrays or shapes of such, (B,) float32 and none if not given; depth: of the layers shown; options: go
-    to the network, such as train=True. The network is called as (x, label, cond): not a text encoder.
+    Args:
+        model: the network, which is called as (x, label, cond); so a text encoder is none.
+        shape: of x, (B, ..., C).
+        label: noise labels, or their shape; (B,) in float32 by default.
+        cond: class labels or what else the network takes, or their shape.
+        depth: how deep the listed layers lie, 0 being the network; None for all.
+        options: arguments by name that go to the network, such as train=True.
+
+    Returns:
+        A `Summary`.
 
     >>> import jdiff
     >>> print(jdiff.models.summary(jdiff.create_model("mlp_step", layers=1, features=8), (4, 2)))
@@ -79,7 +101,7 @@ def summary(
         path = context.module.path
         if context.method_name != "__call__":
             return call(*args, **kwargs)
-        calls.setdefault(path, (type(context.module).__name__, ""))  # in the order of entering
+        calls.setdefault(path, (type(context.module).__name__, ""))  # a layer is listed when it is entered
         with jax.named_scope(f"<layer {'.'.join(path)}>"):
             out = call(*args, **kwargs)
         calls[path] = (calls[path][0], calls[path][1] or _shape(out))
@@ -120,7 +142,7 @@ def _costs(jaxpr, layer: str, times: int = 1) -> Iterator[tuple[str, int]]:
         elif kind == "conv_general_dilated":
             kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
             inputs = math.prod(kernel[i] for i in numbers[1:])  # channels of the group and positions
-            spread = math.prod(eqn.params["lhs_dilation"])  # of a transposed convolution, whose zeros are not counted
+            spread = math.prod(eqn.params["lhs_dilation"])  # the zeros of a transposed convolution are not counted
             groups = eqn.params["batch_group_count"]
             size = eqn.outvars[0].aval.size
             if EXTRA_COLUMN in scopes:  # made for speed and cut off at once: no part of the network

@@ -1,4 +1,4 @@
-"""A text encoder in BERT's manner, and a tokenizer that needs no vocabulary: the bytes themselves.
+"""A text encoder in the manner of BERT, and a tokenizer that needs no vocabulary: its tokens are bytes.
 
 tokens, mask = tokenize(["a red square", "a circle"], 32)
 sequence, pooled = encoder.apply(variables, tokens, mask)
@@ -22,9 +22,20 @@ VOCABULARY = SPECIAL + 256
 
 
 def tokenize(prompts: str | Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, mask), both (B, length): begin, the UTF-8 bytes, end, padding; the mask is True up to the end.
+    """The tokens of prompts: a begin, the UTF-8 bytes, an end, then padding.
 
-    A prompt longer than length - 2 bytes is cut. Raises ValueError for a length below 2.
+    Args:
+        prompts: one text or several.
+        length: of the rows. A prompt of more than length - 2 bytes is cut.
+
+    Returns:
+        (tokens, mask), both (B, length); the mask is True up to the end.
+
+    Raises:
+        ValueError: for a length below 2.
+
+    >>> tokenize("ab", 6)[0].tolist()
+    [[1, 100, 101, 2, 0, 0]]
     """
     if length < 2:
         raise ValueError(f"tokenize: length must be at least 2, for begin and end, got {length}")
@@ -37,10 +48,22 @@ def tokenize(prompts: str | Sequence[str], length: int) -> tuple[np.ndarray, np.
 
 
 class TextEncoder(nn.Module):
-    """Token and position embeddings, a norm, then post-norm self-attention blocks; padding is never seen.
+    """Token and position embeddings, a norm, then post-norm self-attention blocks, which do not see the padding.
 
-    Devlin et al. 2018, arXiv:1810.04805. `length` is the longest text; `remat` recomputes each block in the backward
-    pass. It takes (tokens, mask), not (x, label, cond), and makes the `cond` of other networks: see `embed`.
+    It takes (tokens, mask), where other networks take (x, label, cond), and makes the `cond` of these: see `embed`.
+
+    Args:
+        width: of the tokens.
+        depth: the number of blocks.
+        heads: attention heads.
+        ratio: the width inside the feed-forward layers over `width`.
+        length: of the longest text.
+        vocabulary: the number of different tokens.
+        epsilon: what norms add to the variance.
+        remat: whether each block is computed again in the backward pass.
+        dtype: of dense layers and attention; None for float32. Parameters, norms and output are float32.
+
+    Reference: Devlin et al. 2018, arXiv:1810.04805.
     """
 
     width: int = 256
@@ -55,10 +78,18 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens, mask=None):
-        """tokens: (B, L) integers; mask: (B, L), True for text, once a row at least, or None.
+        """Embed tokens.
 
-        A traced token outside the vocabulary makes its sample nan; one that is known now raises ValueError.
-        Returns ((B, L, width), pooled (B, width)), pooled tanh(W h) of the first token, `tokenize`'s beginning.
+        Args:
+            tokens: integers (B, L), L at most `length`.
+            mask: (B, L), True for text, at least once in each row; None for all.
+
+        Returns:
+            ((B, L, width), pooled (B, width)), pooled being tanh(W h) of the first token. A traced token outside the
+            vocabulary makes its sample nan.
+
+        Raises:
+            ValueError: for another rank, length or dtype, and for known tokens outside the vocabulary.
         """
         if tokens.ndim != 2 or tokens.shape[1] > self.length or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(
@@ -84,7 +115,16 @@ class TextEncoder(nn.Module):
 
 
 def embed(encoder: TextEncoder, variables: Any, prompts: str | Sequence[str]) -> tuple[jax.Array, jax.Array]:
-    """(embeddings (B, length, width), mask (B, length)) of prompts: the `cond` of a DiT with context=width."""
+    """Prompts as the `cond` of a DiT with context=width.
+
+    Args:
+        encoder: the text encoder.
+        variables: its variables.
+        prompts: one text or several.
+
+    Returns:
+        (embeddings (B, length, width), mask (B, length)).
+    """
     tokens, mask = tokenize(prompts, encoder.length)
     return encoder.apply(variables, tokens, mask)[0], jnp.asarray(mask)
 

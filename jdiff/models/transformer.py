@@ -1,6 +1,6 @@
-"""Parts of transformers: attention, feed-forward layers, blocks, and where a token is.
+"""Parts of transformers: attention, feed-forward layers, blocks, patches, and the positions of tokens.
 
-Tokens are (B, L, D). Dense layers compute in `dtype`; parameters, norms and softmax are at least float32.
+Tokens are (B, L, D). Dense layers compute in `dtype`; parameters, norms and softmax are float32 or wider.
 """
 
 import functools
@@ -54,10 +54,17 @@ def dense(features: int, init: Any, dtype: Any, name: str, bias: bool = True) ->
 
 
 class Attention(nn.Module):
-    """W_out attend(W_q x, W_k context, W_v context), multi-head; self-attention without a context.
+    """W_out attend(W_q x, W_k context, W_v context), multi-head; without a context it is self-attention.
 
-    `qk_norm`: queries and keys divided by their root mean square, each head for itself, times a learned scale: logits
-    cannot grow with the weights (Dehghani et al. 2023, arXiv:2302.05442). `fused`: see `attend`.
+    Args:
+        heads: their number, which must divide the width of the tokens.
+        qk_norm: whether the queries and keys of each head are divided by their root mean square, and multiplied by a
+            learned scale: logits then cannot grow with the weights (Dehghani et al. 2023, arXiv:2302.05442).
+        bias: whether queries, keys and values have a bias.
+        kernel_init: the initial law of kernels.
+        out_init: that of the last layer; `kernel_init` by default.
+        dtype: of dense layers and attention; None for float32.
+        fused: see `attend`.
     """
 
     heads: int = 8
@@ -70,7 +77,17 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, context=None, mask=None, turns=None):
-        """x: (B, T, D); context: (B, S, E); mask: (B, S), True for keys to see; turns: of `rotate`; (B, T, D)."""
+        """Attend to x itself or to a context.
+
+        Args:
+            x: (B, T, D).
+            context: (B, S, E), or None.
+            mask: (B, S), True where a key may be seen, or None.
+            turns: of the positions, see `rotary_turns`, or None.
+
+        Returns:
+            (B, T, D).
+        """
         B, T, D = x.shape
         if D % self.heads:
             raise ValueError(f"Attention: a width of {D} does not divide into {self.heads} heads")
@@ -93,7 +110,14 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """W_out gelu(W_in x), with `ratio` times the width between; `exact` takes the error function, not tanh."""
+    """W_out gelu(W_in x).
+
+    Args:
+        ratio: the width between the layers over that of the tokens.
+        exact: whether gelu is exact, by the error function, or its approximation by tanh.
+        kernel_init: the initial law of kernels.
+        dtype: of dense layers; None for float32.
+    """
 
     ratio: float = 4.0
     exact: bool = False
@@ -110,9 +134,20 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward layer, each added to its input: x + f(norm(x)), or `post`: norm(x + f(x)).
+    """Attention, then a feed-forward layer, each added to its input.
 
-    Pre-norm: Dosovitskiy et al. 2021, arXiv:2010.11929; post-norm: Vaswani et al. 2017, arXiv:1706.03762.
+    Args:
+        heads: attention heads.
+        ratio: the width inside the feed-forward layer over that of the tokens.
+        post: whether it is norm(x + f(x)), post-norm, or x + f(norm(x)), pre-norm.
+        qk_norm: see `Attention`.
+        bias: see `Attention`.
+        epsilon: what norms add to the variance.
+        kernel_init: the initial law of kernels.
+        dtype: of dense layers and attention; None for float32.
+        fused: see `attend`.
+
+    Reference: pre-norm, Dosovitskiy et al. 2021, arXiv:2010.11929; post-norm, Vaswani et al. 2017, arXiv:1706.03762.
     """
 
     heads: int = 8
@@ -127,7 +162,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, mask=None):
-        """(B, L, D) -> (B, L, D); mask: (B, L), True for tokens to see."""
+        """x: (B, L, D); mask: (B, L), True where a token may be seen, or None; returns (B, L, D)."""
         shared = dict(kernel_init=self.kernel_init, dtype=self.dtype)
         attention = Attention(self.heads, self.qk_norm, self.bias, **shared, fused=self.fused, name="attention")
         feed = FeedForward(self.ratio, exact=True, **shared, name="feed")
@@ -138,7 +173,7 @@ class Block(nn.Module):
 
 
 class Patches(nn.Module):
-    """Patches of `patch` x `patch` pixels through one dense layer: (B, H, W, C) -> (B, HW/patch², features)."""
+    """Patches of `patch` x `patch` pixels through one dense layer."""
 
     features: int
     patch: int
@@ -146,6 +181,7 @@ class Patches(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """(B, H, W, C) -> (B, HW/patch², features)."""
         p, C = self.patch, x.shape[-1]
 
         def init(key, shape, dtype):
@@ -165,7 +201,7 @@ def tokens(x: jax.Array, patch: int) -> jax.Array:
 
 
 def images(x: jax.Array, height: int, width: int, patch: int) -> jax.Array:
-    """`tokens` backwards: (B, L, patch² C) -> (B, height, width, C)."""
+    """The images of patches, the inverse of `tokens`: (B, L, patch² C) -> (B, height, width, C)."""
     B, p = len(x), patch
     x = x.reshape(B, height // p, width // p, p, p, -1)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, height, width, -1)
@@ -190,9 +226,20 @@ def grid_positions(height: int, width: int) -> np.ndarray:
 
 
 def sincos_positions(height: int, width: int, features: int) -> np.ndarray:
-    """Fixed positions of a grid's tokens, float64 (height width, features): sin and cos of the column, then the row.
+    """Fixed positions of the tokens of a grid: sin and cos of the column, then of the row.
 
-    Peebles & Xie 2023, arXiv:2212.09748, section 3.2. `features` must be a multiple of 4.
+    Args:
+        height: the rows of the grid.
+        width: its columns.
+        features: the length of the vectors, a multiple of 4.
+
+    Returns:
+        (height width, features), in float64.
+
+    Raises:
+        ValueError: for other numbers of features.
+
+    Reference: Peebles & Xie 2023, arXiv:2212.09748, section 3.2.
     """
     if features % 4:
         raise ValueError(f"sincos_positions: features must be a multiple of 4, got {features}")
@@ -202,10 +249,22 @@ def sincos_positions(height: int, width: int, features: int) -> np.ndarray:
 
 
 def rotary_turns(positions: np.ndarray, features: int, base: float = 10_000.0) -> np.ndarray:
-    """cos and sin of the angles of rotary position embedding, (2, L, features/2), for positions (L,), or (L, A).
+    """Cosines and sines of the angles by which rotary position embedding turns pairs of features.
 
-    Each of the A axes turns its share of the pairs, at rates from 1 down to 1/base geometrically. Su et al. 2021,
-    arXiv:2104.09864, eq. 15; axial in two dimensions. `features`, of one head, must be a multiple of 2 A.
+    Each of the A axes turns its share of the pairs, at rates that fall geometrically from 1 to 1/base.
+
+    Args:
+        positions: (L,), or (L, A) on several axes.
+        features: of one head, a multiple of 2 A.
+        base: the inverse of the lowest rate.
+
+    Returns:
+        (2, L, features / 2), the cosines and the sines.
+
+    Raises:
+        ValueError: for other numbers of features.
+
+    Reference: Su et al. 2021, arXiv:2104.09864, eq. 15.
     """
     positions = np.asarray(positions, np.float64).reshape(len(positions), -1)
     axes = positions.shape[1]
@@ -218,9 +277,14 @@ def rotary_turns(positions: np.ndarray, features: int, base: float = 10_000.0) -
 
 
 def rotate(x: jax.Array, turns: np.ndarray) -> jax.Array:
-    """Turn the pairs (x_i, x_{i+D/2}) of token l by the angle of turns[:, l, i], in float32 at least; x: (B, L, N, D).
+    """Turn the pairs (x_i, x_{i + D/2}) of token l by the angle of turns[:, l, i].
 
-    turns: (2, L, D/2), of `rotary_turns`.
+    Args:
+        x: queries or keys, (B, L, N, D).
+        turns: (2, L, D/2), from `rotary_turns`.
+
+    Returns:
+        An array like x, computed in float32 or wider.
     """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     cos, sin = jnp.asarray(turns, dtype)[:, None, :, None]

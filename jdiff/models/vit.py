@@ -1,7 +1,4 @@
-"""Vision transformers as denoisers: noise label and class are tokens beside the patches; U-ViT joins blocks by skips.
-
-Dosovitskiy et al. 2021, arXiv:2010.11929; Bao et al. 2022, arXiv:2209.12152.
-"""
+"""Vision transformers whose noise label and class are tokens beside the patches; a U-ViT joins its blocks by skips."""
 
 from typing import Any
 
@@ -16,10 +13,27 @@ from jdiff.models.transformer import Block, Patches, check_patches, dense, image
 
 
 class ViT(nn.Module):
-    """A pre-norm transformer on [class, label, patches] for images (B, H, W, C) of one size; starts at output 0.
+    """A pre-norm transformer on [class, label, patches] for images (B, H, W, C) of one size; its output starts at 0.
 
-    `skips` makes it a U-ViT, of odd depth: block depth - 1 - i gets [its input, the output of block i] through one
-    dense layer, queries, keys and values have no bias, and a 3x3 convolution ends it. Other fields as in `DiT`.
+    Args:
+        width: of the tokens.
+        depth: the number of blocks; odd where there are skips.
+        heads: attention heads.
+        patch: the height and width of the patches, which divide those of the images.
+        ratio: the width inside the feed-forward layers over `width`.
+        skips: whether it is a U-ViT: block depth - 1 - i gets [its input, the output of block i] through one dense
+            layer, queries, keys and values have no bias, and a 3x3 convolution ends the network.
+        num_classes: 0 for an unconditional network; else `cond` holds labels in 0..num_classes, num_classes (or None)
+            being "no class".
+        channels: C, or None for any.
+        out_multiplier: output over input channels; 2 with learned variance.
+        label_scale: what brings noise labels to the published range, 0 to 999.
+        qk_norm: see `transformer.Attention`.
+        remat: whether each block is computed again in the backward pass.
+        dtype: of dense layers and attention; None for float32. Parameters, norms and output are float32.
+        fused: see `transformer.attend`.
+
+    Reference: Dosovitskiy et al. 2021, arXiv:2010.11929; Bao et al. 2022, arXiv:2209.12152.
     """
 
     width: int = 256
@@ -76,7 +90,7 @@ class ViT(nn.Module):
         return Conv(C, scale=0.0, name="smooth")(h) if self.skips else h
 
     def _positions(self, length: int, init):
-        """Learned, (1, L, width): they fix the size of the images."""
+        """The learned positions (1, L, width), which fix the size of the images."""
         have = self.get_variable("params", "positions")
         if have is not None and have.shape[1] != length:
             raise ValueError(f"this ViT has learned the positions of {have.shape[1]} tokens, got images of {length}")

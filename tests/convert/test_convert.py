@@ -1,6 +1,7 @@
 """Files of weights: there and back, and what is refused."""
 
 import argparse
+import functools
 import importlib
 import json
 import pickle
@@ -8,10 +9,12 @@ import sys
 import types
 import zipfile
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import random_variables
 
 from jdiff import convert
 from jdiff.convert import Mismatch, diffusers, dit, files, resnet, weights
@@ -24,13 +27,12 @@ from jdiff.models.unet import UNet
 from jdiff.models.unet_presets import ADM, DDPM, SONG
 
 MODULE = ResNet(depths=(1, 2), width=4, num_classes=3, in_channels=2, stem="small")
-X = jax.random.normal(jax.random.key(0), (2, 7, 5, 2))
+X = np.random.default_rng(0).normal(size=(2, 7, 5, 2)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def variables():
-    fresh = jax.jit(MODULE.init)(jax.random.key(1), X)
-    return jax.tree.map(lambda a: a + jax.random.uniform(jax.random.key(a.size), a.shape), fresh)
+    return jax.device_get(random_variables(MODULE, X))
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +41,7 @@ def tensors(variables):
 
 
 def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(p, q)
+    chex.assert_trees_all_equal(a, b)
 
 
 # ---------------------------------------------------------------- the table
@@ -126,6 +126,7 @@ def test_no_variable_is_lost():
 # ---------------------------------------------------------------- diffusers without diffusers
 
 
+@functools.cache
 def shapes_of(module, *sizes, channels=3):
     cond = np.zeros(1, int) if module.num_classes else None
     return jax.eval_shape(module.init, jax.random.key(0), np.ones((1, *sizes, channels)), np.ones(1), cond)
@@ -168,9 +169,8 @@ def test_what_diffusers_cannot_express_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"UNet2DModel takes images, .* signals of {len(sizes)} dimensions"):
             convert.save(tmp_path, "diffusers", module, shapes_of(module, *sizes))
     for fields, text in ((dict(augment_dim=9), "augment_dim=9"), (dict(multipliers=(2, 2)), r"multipliers=\(2, 2\)")):
-        other = module.clone(**fields)
         with pytest.raises(ValueError, match=text):
-            convert.save(tmp_path, "diffusers", other, shapes_of(other, 4, 4))
+            convert.save(tmp_path, "diffusers", module.clone(**fields), shapes_of(module, 4, 4))
     assert not list(tmp_path.iterdir())
 
 
@@ -208,7 +208,8 @@ def test_export_and_reload(tmp_path, variables):
         "config.json", "diffusion_pytorch_model.safetensors",
     ]  # fmt: skip
     module, loaded = convert.load(tmp_path / "out", "resnet")
-    np.testing.assert_array_equal(jax.jit(module.apply)(loaded, X), jax.jit(MODULE.apply)(variables, X))
+    assert module == MODULE
+    chex.assert_trees_all_equal(loaded, variables, strict=True)
     assert json.loads((tmp_path / "out/config.json").read_text())["depths"] == [1, 2]
     with pytest.raises(ValueError, match="no noise level"):
         convert.save(tmp_path, "resnet", MODULE.clone(noise=True), variables)
@@ -435,7 +436,7 @@ def test_settings_beside_the_weights(torch, tmp_path):
 def test_a_training_checkpoint_of_dit(torch, tmp_path):
     """Its averages, though its arguments, which are no tensors, lie beside."""
     module = KINDS["dit"]
-    ema, model = (jax.jit(module.init)(jax.random.key(i), *dit.example(module, {})) for i in (0, 1))
+    ema, model = (random_variables(module, *dit.example(module, {}), seed=i) for i in (0, 1))
     content = {
         name: {k: torch.tensor(np.array(w)) for k, w in to_tensors(dit.table(module), v).items()}
         for name, v in (("model", model), ("ema", ema))

@@ -1,12 +1,15 @@
 """guided-diffusion's checkpoints: heads and the order of queries, keys and values, which no tensor tells."""
 
+import functools
+
+import chex
 import jax
 import numpy as np
 import pytest
 
 from jdiff import convert
 from jdiff.convert import Mismatch, adm, files, unets
-from jdiff.convert.table import to_tensors
+from jdiff.convert.table import to_tensors, to_variables
 from jdiff.models.unet import UNet
 from jdiff.models.unet_presets import ADM
 
@@ -16,11 +19,18 @@ SMALL = ADM | dict(channels=32, multipliers=(1, 2), blocks=1, attention=(1,), he
 X, LABEL = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32), np.array([3.0, 700.0])
 
 
-def randomised(module, x=X, cond=None):
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x, LABEL, cond)
-    rng = np.random.default_rng(1)
+@functools.cache
+def shapes_of(module, channels=3):
+    """The shapes of its variables, for which heads do not matter."""
+    cond = np.array([2, 0]) if module.num_classes else None
+    return jax.eval_shape(module.init, jax.random.key(0), np.concatenate([X] * (channels // 3), -1), LABEL, cond)
+
+
+def randomised(module, channels=3):
+    draw = np.random.default_rng(1)
     scale = lambda s: s.shape[-2] ** -0.5 if len(s.shape) > 1 else 1.0  # noqa: E731
-    return jax.tree.map(lambda s: rng.normal(size=s.shape, scale=scale(s)).astype(np.float32), shapes)
+    shapes = shapes_of(module.clone(heads=1, head_channels=0, dropout=0.0), channels)
+    return jax.tree.map(lambda s: draw.normal(size=s.shape, scale=scale(s)).astype(np.float32), shapes)
 
 
 def old_order(tensors, heads):
@@ -52,8 +62,12 @@ def test_heads_and_order_by_the_flags(new, flags, fields, heads, tmp_path):
     module = UNet(**SMALL | dict(attention=(0, 1)) | fields)
     variables = randomised(module)
     path = write(tmp_path, module, variables, None if new else heads)
-    loaded, same = convert.load(path, "adm", use_new_attention_order=new, **flags)
-    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    flags = dict(use_new_attention_order=new) | flags
+    content, _ = files.read(path)
+    tensors = adm.select(content, flags)
+    loaded = adm.build(tensors, {}, **flags)
+    again = to_variables(adm.table(loaded), tensors, shapes_of(module.clone(heads=1, head_channels=0)))
+    chex.assert_trees_all_equal(again, variables, strict=True)
     attending = [part for part in module.decoder() if part.attention]
     assert len(attending) == 4 and all(unets.heads(loaded, part) == heads(part.features) for part in attending)
 
@@ -69,7 +83,7 @@ def test_our_words_and_theirs_agree(tmp_path):
     words = [dict(heads=4), dict(heads=4, head_channels=0), dict(head_channels=96), dict(num_heads=4)]
     for given in [*words, dict(num_head_channels=96)]:
         loaded, same = convert.load(path, "adm", use_new_attention_order=False, **given)
-        jax.tree.map(np.testing.assert_array_equal, same, variables)
+        chex.assert_trees_all_equal(same, variables, strict=True)
         np.testing.assert_array_equal(run(loaded, same), want)
     other = run(module.clone(heads=6), variables)  # the number of heads is seen in the output
     assert np.abs(other - want).max() > 1e-2 * np.abs(want).max()
@@ -79,13 +93,14 @@ def test_what_is_given_goes_before_what_lies_beside(tmp_path):
     module = UNet(**SMALL | dict(head_channels=16))
     convert.save(tmp_path, "adm", module, randomised(module))
     by_2 = (2, 0)
+    content, config = files.read(tmp_path)
     for given, heads in (
         ({}, (4, 16)),
         (dict(heads=2), by_2),
         (dict(num_heads=2), by_2),
         (dict(head_channels=8), (4, 8)),
     ):
-        loaded, _ = convert.load(tmp_path, "adm", **given)
+        loaded = adm.build(adm.select(content, config | given), config, **given)
         assert (loaded.heads, loaded.head_channels) == heads
 
 
@@ -163,13 +178,11 @@ def test_published_networks_are_known_by_their_shapes(name):
 ])  # fmt: skip
 def test_save_and_load(fields, tmp_path):
     module = UNet(**SMALL | fields)
-    x = np.concatenate([X, X], -1) if module.out_multiplier < 1 else X
-    cond = np.array([2, 0]) if module.num_classes else None
-    variables = randomised(module, x, cond)
+    variables = randomised(module, channels=6 if module.out_multiplier < 1 else 3)
     convert.save(tmp_path, "adm", module, variables)
     loaded, same = convert.load(tmp_path, "adm")
     assert loaded == module
-    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    chex.assert_trees_all_equal(same, variables, strict=True)
 
 
 @pytest.mark.parametrize("fields,text", [
@@ -181,9 +194,8 @@ def test_save_and_load(fields, tmp_path):
 ])  # fmt: skip
 def test_what_adm_cannot_express_is_refused(fields, text, tmp_path):
     module = UNet(**SMALL | fields)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), X, LABEL)
     with pytest.raises(ValueError, match=f"guided-diffusion.*{text}"):
-        convert.save(tmp_path, "adm", module, shapes)
+        convert.save(tmp_path, "adm", module, shapes_of(UNet(**SMALL)))
     assert not list(tmp_path.iterdir())
 
 

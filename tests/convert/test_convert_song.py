@@ -1,12 +1,15 @@
 """Weights of score_sde_pytorch and of EDM in their published spelling: read as the network that they are."""
 
 import dataclasses
+import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import random_variables
 
 from jdiff import convert
 from jdiff.convert import Mismatch, edm, files, score_sde
@@ -44,19 +47,25 @@ EDM = {
 
 
 def random(module):
-    """Variables without a number at its start."""
-    rng, net = np.random.default_rng(0), module.net if isinstance(module, InSigma) else module
+    """Variables without a number at its start; those of a module are drawn once."""
+    return jax.tree.map(np.copy, _drawn(module))
+
+
+@functools.cache
+def _drawn(module):
+    net = module.net if isinstance(module, InSigma) else module
     cond = jnp.zeros(1, int) if net.num_classes else None
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.ones(1), cond)
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    return jax.device_get(random_variables(module, jnp.zeros((1, 8, 8, 3)), jnp.ones(1), cond))
 
 
-def same(module, variables, again, loaded):
+def check_same(module, variables, again, loaded):
     """The same settings but for those of initial values, and the same numbers."""
     assert dict(_fields(again)) == dict(_fields(module))
-    assert jax.tree.structure(loaded) == jax.tree.structure(variables)
-    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(variables), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(loaded, variables, rtol=1e-5, atol=1e-6)
+
+
+def check_same_tensors(a, b):
+    chex.assert_trees_all_equal(dict(a), dict(b))
 
 
 def _fields(module):
@@ -79,13 +88,12 @@ def test_score_sde(name, tmp_path):
     tensors = {"module.sigmas": np.geomspace(50, 0.01, 7)}  # a buffer of all of them
     tensors |= to_tensors(score_sde.table(module), variables)
     files.write(tmp_path / "a.safetensors", tensors)
-    same(module, variables, *convert.load(tmp_path / "a.safetensors", "score_sde", **told))
+    check_same(module, variables, *convert.load(tmp_path / "a.safetensors", "score_sde", **told))
     bare = {n.removeprefix("module.").removeprefix("all_modules."): tensor for n, tensor in tensors.items()}
-    np.savez(tmp_path / "b.npz", **bare)
-    same(module, variables, *convert.load(tmp_path / "b.npz", "score_sde", **told))
+    check_same_tensors(score_sde.select(bare, {}), score_sde.select(tensors, {}))
     if told:
         with pytest.raises(Mismatch, match="give scale_by_sigma=True for those of the ve configs, False for vp"):
-            convert.load(tmp_path / "b.npz", "score_sde")
+            convert.load(tmp_path / "a.safetensors", "score_sde")
 
 
 @pytest.mark.parametrize("name", SCORE_SDE)
@@ -94,8 +102,9 @@ def test_score_sde_there_and_back(name, tmp_path):
     module, _ = SCORE_SDE[name]
     variables = random(module)
     convert.save(tmp_path / "out", "score_sde", module, variables)
-    same(module, variables, *convert.load(tmp_path / "out", "score_sde"))
-    other, _ = convert.load(tmp_path / "out", "score_sde", dropout=0.3, filter=(1, 1, 1, 1))
+    check_same(module, variables, *convert.load(tmp_path / "out", "score_sde"))
+    content, config = files.read(tmp_path / "out")
+    other = score_sde.build(score_sde.select(content, config), config, dropout=0.3, filter=(1, 1, 1, 1))
     net = other.net if isinstance(module, InSigma) else other
     assert (net.dropout, net.filter) == (0.3, (1, 1, 1, 1))
 
@@ -112,7 +121,7 @@ def test_score_sde_there_and_back(name, tmp_path):
 def test_unusual_settings_of_score_sde_return(module, tmp_path):
     variables = random(module)
     convert.save(tmp_path / "out", "score_sde", module, variables)
-    same(module, variables, *convert.load(tmp_path / "out", "score_sde"))
+    check_same(module, variables, *convert.load(tmp_path / "out", "score_sde"))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +176,7 @@ def test_checkpoints_of_score_sde_hold_averages_in_the_order_of_the_parameters(n
     model = {n: torch.tensor(w if n in frozen else 0 * w) for n, w in tensors.items()}
     state = dict(optimizer={}, model=model, ema=dict(decay=0.999, num_updates=3, shadow_params=averages), step=3)
     torch.save(state, tmp_path / "checkpoint_24.pth")
-    same(module, variables, *convert.load(tmp_path / "checkpoint_24.pth", "score_sde", **told))
+    check_same(module, variables, *convert.load(tmp_path / "checkpoint_24.pth", "score_sde", **told))
     state["ema"]["shadow_params"] = averages[1:]
     torch.save(state, tmp_path / "short.pth")
     with pytest.raises(Mismatch, match=f"{len(averages) - 1} averages for {len(averages)} parameters"):
@@ -235,22 +244,24 @@ def published(net, variables, size):
     return tensors
 
 
-@pytest.mark.parametrize("size", [64, 32])
 @pytest.mark.parametrize("name", EDM)
-def test_edm(name, size, tmp_path):
+def test_edm(name, tmp_path):
+    """Of images of any size, with the preconditioning around it and without; and no way back."""
     module = EDM[name]
     variables = random(module)
     if name.startswith("ADM") and module.num_classes:
         variables["params"]["class"]["table"]["embedding"][-1] = 0  # of no class, which has no number there
-    tensors = published(module, variables, size) | {"sigma_min": np.zeros(()), "sigma_max": np.ones(())}
-    assert f"model.enc.{size}x{size}_conv.weight" in tensors
+    tensors = published(module, variables, 64) | {"sigma_min": np.zeros(()), "sigma_max": np.ones(())}
+    assert "model.enc.64x64_conv.weight" in tensors
     if "baseline" in name:
         tensors["u"] = np.linspace(80, 0, 11)
     files.write(tmp_path / "a.safetensors", tensors)
-    same(module, variables, *convert.load(tmp_path / "a.safetensors", "edm"))
-    bare = {n.removeprefix("model."): w for n, w in tensors.items() if n.startswith("model.")}
-    np.savez(tmp_path / "b.npz", **bare)
-    same(module, variables, *convert.load(tmp_path / "b.npz", "edm"))
+    check_same(module, variables, *convert.load(tmp_path / "a.safetensors", "edm"))
+    smaller = published(module, variables, 32)
+    assert "model.enc.32x32_conv.weight" in smaller and "model.enc.64x64_conv.weight" not in smaller
+    bare = {n.removeprefix("model."): w for n, w in smaller.items()}
+    whole = {n: w for n, w in edm.select(tensors, {}).items() if n.startswith("model.")}
+    check_same_tensors(edm.select(bare, {}), whole)
     with pytest.raises(ValueError, match="not exported to EDM's names"):
         convert.save(tmp_path / "out", "edm", module, variables)
 

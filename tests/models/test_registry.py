@@ -94,15 +94,30 @@ def test_names_are_not_taken_twice():
         register_model(resnet18)
 
 
-@pytest.mark.parametrize("name", [name for name in list_models(tags=True) if "." in name])
-def test_published_tags_build_and_have_the_stated_parameters(name):
-    """Every tag says where its weights are, under which licence, how to read them, and how many numbers they are.
+PUBLISHED = [name for name in list_models(tags=True) if "." in name]
 
-    Fixed frequencies are not counted: PyTorch's code has them as buffers.
-    """
-    tag, module = tag_of(name), create_model(name)
-    assert tag.url.startswith("https://") and tag.license
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_tag_says_where_its_weights_are_and_how_to_read_them(name):
+    tag = tag_of(name)
+    assert tag.url.startswith("https://") and tag.license and tag.parameters and tag.shape
     assert tag.architecture in convert.ARCHITECTURES
+
+
+def distinct():
+    """One tag of each network, dropout aside, which has no parameters; slow where it has more than 150M."""
+    tags = {create_model(name).clone(**NO_DROPOUT.get(tag_of(name).architecture, {})): name for name in PUBLISHED}
+    for name in tags.values():
+        yield pytest.param(name, marks=[pytest.mark.slow] * (tag_of(name).parameters > 150e6))
+
+
+NO_DROPOUT = {kind: dict(dropout=0.0) for kind in ("adm", "diffusers", "edm", "edm2", "score_sde")}
+
+
+@pytest.mark.parametrize("name", distinct())
+def test_a_published_tag_builds_a_network_of_the_stated_parameters(name):
+    """Fixed frequencies are not counted: PyTorch's code has them as buffers."""
+    tag, module = tag_of(name), create_model(name)
     cond = jnp.zeros(1, int) if getattr(module, "num_classes", 0) and not isinstance(module, ResNet) else None
     variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *tag.shape)), jnp.zeros(1), cond)
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])

@@ -1,10 +1,12 @@
 """ResNets: published counts, what must hold of a classifier of noisy images, batch norm within a training step."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import checkpoints, random_variables
 
 from jdiff import parallel, train
 from jdiff.models import ResNet, create_model
@@ -14,52 +16,53 @@ X = jax.random.normal(jax.random.key(0), (16, 9, 6, 2))
 LABEL = jnp.linspace(-2.0, 2.0, 16)
 
 
-@pytest.mark.parametrize("name,count", [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032)])
-def test_parameter_counts_are_the_published_ones(name, count):
-    variables = jax.eval_shape(create_model(name).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), None, None)
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
-
-
 @pytest.fixture(scope="module")
 def tiny():
+    """(model, variables, both of its outputs compiled: logits and features)."""
     model = ResNet(**TINY)
-    return model, jax.jit(model.init)(jax.random.key(1), X, LABEL, None)
+
+    @jax.jit
+    def both(variables, x, label):
+        features = model.apply(variables, x, label, method="features")
+        return model.apply(variables, x, label), (features, model.apply(variables, x, label, return_features=True))
+
+    return model, random_variables(model, X, LABEL, None), both
 
 
 def test_features_are_what_the_last_layer_sees(tiny):
-    model, variables = tiny
-    features = model.apply(variables, X, LABEL, method="features")
+    model, variables, run = tiny
+    logits, (features, again) = run(variables, X, LABEL)
     assert features.shape == (16, 8)
-    out = variables["params"]["out"]
-    np.testing.assert_allclose(
-        model.apply(variables, X, LABEL), features @ out["kernel"] + out["bias"][None], rtol=1e-5, atol=1e-5
-    )
-    np.testing.assert_array_equal(model.apply(variables, X, LABEL, return_features=True), features)
+    np.testing.assert_array_equal(again, features)
+    out = jax.tree.map(np.asarray, variables["params"]["out"])
+    np.testing.assert_allclose(logits, features @ out["kernel"] + out["bias"][None], rtol=1e-5, atol=1e-5)
 
 
 def test_rows_are_independent_in_evaluation_only_and_the_label_matters(tiny):
-    model, variables = tiny
-    whole = model.apply(variables, X, LABEL)
-    np.testing.assert_allclose(model.apply(variables, X[:3], LABEL[:3]), whole[:3], rtol=1e-4, atol=1e-5)
-    assert np.abs(model.apply(variables, X, LABEL + 1) - whole).max() > 1e-3
-    batch = lambda n: model.apply(variables, X[:n], LABEL[:n], train=True, mutable=["batch_stats"])[0][0]  # noqa: E731
-    assert np.abs(batch(16) - batch(3)).max() > 1e-3
+    model, variables, run = tiny
+    whole, _ = run(variables, X, LABEL)
+    other = X.at[3:].set(0.5)
+    np.testing.assert_allclose(run(variables, other, LABEL)[0][:3], whole[:3], rtol=1e-4, atol=1e-5)
+    assert np.abs(run(variables, X, LABEL + 1)[0] - whole).max() > 1e-3
+    batch = jax.jit(lambda x: model.apply(variables, x, LABEL, train=True, mutable=["batch_stats"])[0][0])
+    assert np.abs(batch(X) - batch(other)).max() > 1e-3
 
 
 def test_stride_and_stem():
     """An image moved by the total stride moves the features of the last stage, seen by their mean, not at all."""
     model = ResNet(depths=(1, 1), width=4, num_classes=3)
     x = jnp.zeros((1, 96, 96, 1)).at[:, 40:48, 40:48].set(jax.random.normal(jax.random.key(1), (1, 8, 8, 1)))
-    variables = model.init(jax.random.key(0), x)
-    features = lambda shift: model.apply(variables, jnp.roll(x, shift, (1, 2)), method="features")  # noqa: E731
-    np.testing.assert_allclose(features((8, 8)), features((0, 0)), rtol=1e-5)  # 2 (stem) x 2 (maximum) x 2 (stage)
-    assert np.abs(features((4, 4)) - features((0, 0))).max() > 1e-6
+    variables = random_variables(model, x)
+    features = jax.jit(lambda x: model.apply(variables, x, method="features"))
+    here, there = features(x), features(jnp.roll(x, (8, 8), (1, 2)))
+    np.testing.assert_allclose(there, here, rtol=1e-5)  # 2 (stem) x 2 (maximum) x 2 (stage)
+    assert np.abs(features(jnp.roll(x, (4, 4), (1, 2))) - here).max() > 1e-6
 
 
 @pytest.mark.slow
 def test_it_learns_a_class_and_trains_on_eight_devices_as_on_one(tiny):
     """With jdiff.train, the running statistics as `extra`; eight devices by shard_map over the axis of the norms."""
-    _, variables = tiny
+    _, variables, _ = tiny
     classes = jnp.arange(16) % 3
     data = X * 0.3 + jax.nn.one_hot(classes, 3)[:, None, None, :2]
     tx = optax.adam(1e-2)
@@ -100,45 +103,42 @@ def twice(step, state, batch):
     return state
 
 
-def test_the_classifier_of_guidance_has_gradients_of_its_input(tiny):
-    model, variables = tiny
-    grad = jax.grad(lambda x: jax.nn.log_softmax(model.apply(variables, x, LABEL))[:, 1].sum())(X)
-    assert np.isfinite(grad).all() and np.abs(grad).max() > 0
+def test_the_classifier_of_guidance_has_gradients_of_its_input_and_remat_changes_nothing(tiny):
+    """The gradient of a log-probability, with and without `remat`, which puts a checkpoint into each block."""
+    model, variables, _ = tiny
+    grad = lambda model: jax.grad(  # noqa: E731
+        lambda x: jax.nn.log_softmax(model.apply(variables, x, LABEL))[:, 1].sum()
+    )
+    again = model.copy(remat=True)
+    assert checkpoints(model, variables, X, LABEL) < checkpoints(again, variables, X, LABEL)
+    plain, remat = jax.jit(grad(model))(X), jax.jit(grad(again))(X)
+    assert np.isfinite(plain).all() and np.abs(plain).max() > 0
+    np.testing.assert_allclose(remat, plain, rtol=1e-3, atol=1e-4)
+    train = lambda model: jax.eval_shape(  # noqa: E731
+        lambda v: model.apply(v, X, LABEL, train=True, mutable=["batch_stats"]), variables
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(train(model), train(again))
 
 
 def test_bf16_keeps_float32_parameters(tiny):
-    _, variables = tiny
+    _, variables, run = tiny
     model = ResNet(**TINY, dtype=jnp.bfloat16)
-    out, exact = model.apply(variables, X, LABEL), ResNet(**TINY).apply(variables, X, LABEL)
+    out, exact = jax.jit(model.apply)(variables, X, LABEL), run(variables, X, LABEL)[0]
     assert out.dtype == jnp.float32
     assert 1e-5 < np.abs(out - exact).max() / np.abs(exact).max() < 0.1
     fresh = jax.eval_shape(model.init, jax.random.key(0), X, LABEL, None)
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
 
 
-def test_remat_changes_nothing(tiny):
-    model, variables = tiny
-
-    def run(model):
-        def loss(params):
-            out, new = model.apply(variables | params, X, LABEL, train=True, mutable=["batch_stats"])
-            return jnp.sin(out).sum(), new
-
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))({"params": variables["params"]})
-
-    for a, b in zip(*(jax.tree.leaves(run(m)) for m in (model, model.copy(remat=True))), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-
-
 def test_errors(tiny):
-    model, variables = tiny
+    model, variables, _ = tiny
+    run = lambda model, *arguments: jax.eval_shape(model.apply, *arguments)  # noqa: E731
     with pytest.raises(ValueError, match="got None"):
-        model.apply(variables, X)
+        run(model, variables, X)
     with pytest.raises(ValueError, match="takes none"):
-        model.apply(variables, X, LABEL, jnp.zeros(16, int))
+        run(model, variables, X, LABEL, jnp.zeros(16, int))
     with pytest.raises(ValueError, match="images"):
-        model.apply(variables, X[..., 0], LABEL)
-    with pytest.raises(ValueError, match="unknown stem 'large'"):
-        create_model("resnet18", stem="large").init(jax.random.key(0), X)
-    with pytest.raises(ValueError, match="of 3 channels"):
-        create_model("resnet18", in_channels=3).init(jax.random.key(0), X)
+        run(model, variables, X[..., 0], LABEL)
+    for fields, text in ((dict(stem="large"), "unknown stem 'large'"), (dict(in_channels=3), "of 3 channels")):
+        with pytest.raises(ValueError, match=text):
+            jax.eval_shape(create_model("resnet18", **fields).init, jax.random.key(0), X)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import random_variables
 
 from jdiff.models import (
     EDM2UNet,
@@ -126,7 +127,8 @@ class Stack(nn.Module):
 ])  # fmt: skip
 def test_the_measured_field_is_that_of_the_formula(kernels, strides):
     expected = receptive_field_of(kernels, strides)
-    field = receptive_field(Stack(kernels, strides), (1, 48, 40, 2))
+    stack, shape = Stack(kernels, strides), (1, 24, 20, 2)
+    field = receptive_field(stack, shape, random_variables(stack, jnp.zeros(shape)))
     assert field.size == (expected, expected)
     assert (field.influence > 0).sum() == expected**2 and field.influence.max() == 1
 
@@ -148,7 +150,7 @@ def test_a_field_that_cannot_be_measured_is_an_error():
 
 def test_dilations():
     assert receptive_field_of([3, 3], dilations=[1, 4]) == 11  # 1 + 2 + 8
-    field = receptive_field(Wrapped(nn.Conv(3, (3, 3), kernel_dilation=4)), (1, 20, 20, 2))
+    field = receptive_field(Wrapped(nn.Conv(3, (3, 3), kernel_dilation=4)), (1, 20, 20, 2))  # of initial variables
     assert field.size == (receptive_field_of([3], dilations=[4]),) * 2 and (field.influence > 0).sum() == 9
 
 
