@@ -21,7 +21,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # all tests within 10 minutes on two cores: of these, every n-th is run each time, the others are slow (0: all of them)
 EVERY = {
-    "test_agreement.py::test_a_divided_state_takes_its_share_of_memory": 0,
     "test_coupling.py::test_devices_and_slices": 0,
     "test_lattice.py::test_same": 3,
     "test_levels.py::test_draws_follow_the_shares_and_importance_undoes_them": 2,
@@ -32,8 +31,6 @@ EVERY = {
     "test_losses.py::test_uncertainty_is_least_at_the_log_of_the_error": 0,
     "test_losses.py::test_uncertainty_of_edm2": 0,
     "test_brownian.py::test_one_path_at_every_step_count": 4,
-    "test_optim.py::test_trains_a_network": 8,
-    "test_parallel.py::test_shard_map_trains_like_one_device": 2,
     "test_remember.py::test_a_network_that_does_not_look_is_sampled_as_ever": 0,
     "test_sampling.py::test_checkpointing_changes_nothing": 4,
     "test_sampling.py::test_gradient_against_finite_differences": 0,
