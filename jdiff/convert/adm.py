@@ -1,9 +1,9 @@
 """ADM: checkpoints of github.com/openai/guided-diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233), and of its parent.
 
-Heads, and the order of queries, keys and values, are not in the tensors. The published networks are known by their
-shapes; for others `load` asks for guided-diffusion's flags, as overrides or in a config.json beside: num_heads or
-num_head_channels (`heads` and `head_channels` mean the same), and use_new_attention_order. What is given goes before
-what is known. The label is the index, 0 to 999.
+The tensors tell neither the attention heads nor the order of queries, keys and values. The published networks are known
+by their shapes. For others `load` asks for guided-diffusion's flags, as overrides or in a config.json beside the file:
+num_heads or num_head_channels (`heads` and `head_channels` mean the same), and use_new_attention_order. A flag that is
+given overrides what is known. The noise label is the index, 0 to 999.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ SETTINGS = ("num_heads", "num_head_channels", "use_new_attention_order")
 WORDS = {"heads": "num_heads", "head_channels": "num_head_channels"}
 BY_4 = dict(num_heads=4, use_new_attention_order=False)
 OF_64 = dict(num_head_channels=64, use_new_attention_order=False)
-# the flags in its README, by (channels, multipliers, blocks, attention, image channels in and out, classes)
+# the flags in the README, by (channels, multipliers, blocks, attention, image channels in and out, classes)
 PUBLISHED = {
     (192, (1, 2, 3, 4), 3, (1, 2, 3), 3, 6, 1000): OF_64 | dict(use_new_attention_order=True),  # 64x64_diffusion
     (256, (1, 1, 2, 3, 4), 2, (2, 3, 4), 3, 6, 1000): BY_4,  # 128x128_diffusion
@@ -38,13 +38,13 @@ PUBLISHED = {
 
 
 def one_spelling(settings: dict) -> dict:
-    """The settings in the words of the flags; a number of heads stands in place of a width of each."""
+    """The settings in the words of the flags; a number of heads replaces a width of each head."""
     found = {WORDS.get(name, name): value for name, value in settings.items()}
     return dict(num_head_channels=0) | found if "num_heads" in found else found
 
 
 def select(content: dict, settings: dict) -> dict[str, np.ndarray]:
-    """The state_dict, queries, keys and values in the new order: all of each together."""
+    """The state_dict in the new attention order: all queries, then all keys, then all values."""
     flags, tensors = _flags(_shape(content), settings), dict(content)
     if flags["use_new_attention_order"]:
         return tensors
@@ -56,9 +56,10 @@ def select(content: dict, settings: dict) -> dict[str, np.ndarray]:
 
 
 def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
-    """Shape and classes from names and shapes, heads from the flags, the rest by overrides.
+    """The network whose tensors these are: widths and classes from names and shapes, heads from the flags.
 
-    Raises `Mismatch` for another network's tensors, and where heads or their order are not known.
+    Raises:
+        Mismatch: for another network's tensors, and where heads or their order are not known.
     """
     shape, overrides = _shape(tensors), one_spelling(overrides)
     flags = _flags(shape, config | overrides)
@@ -73,7 +74,7 @@ def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
 
 
 def _shape(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The fields that names and shapes tell, and the channels of the images."""
+    """The fields of the UNet that names and shapes tell, and the channels of the images in and out."""
     for name in ("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight"):
         if name not in tensors:
             raise Mismatch(f"not a network of guided-diffusion: 1 missing: {name}")
@@ -84,7 +85,7 @@ def _shape(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     blocky = False
     for i in range(1, count):
         width = tensors.get(f"input_blocks.{i}.0.in_layers.2.weight")
-        # a block that resamples keeps its width and is followed by the next level: its place tells
+        # a block that resamples looks like others: it is known by its place among them
         strided = f"input_blocks.{i}.0.op.weight" in tensors
         if strided or _resamples(tensors, i, count):
             blocky = blocky or not strided
@@ -109,7 +110,7 @@ def _shape(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def table(net: UNet) -> list[Entry]:
-    """The numbered blocks of theirs, in the order of our stages."""
+    """The pairs of names: their numbered blocks are in the order of our stages."""
     lines = unets.hidden("time_embed.0", swapped=False) + dense(("noise", "out"), "time_embed.2")
     if net.num_classes:
         lines.append(Entry(("params", "class", "table", "embedding"), "label_emb.weight", AS_IS))
@@ -127,12 +128,16 @@ def table(net: UNet) -> list[Entry]:
 
 
 def example(net: UNet, tensors: dict):
-    """(x, label, cond) of the smallest size."""
+    """The smallest (x, label, cond) that the network takes."""
     return unets.example(net, tensors, "input_blocks.0.0.weight")
 
 
 def config(net: UNet, variables: dict) -> dict:
-    """The flags that `load` asks for. Raises ValueError for what guided-diffusion's UNetModel cannot express."""
+    """The flags that `load` asks for.
+
+    Raises:
+        ValueError: for a network that guided-diffusion's UNetModel cannot express.
+    """
     first = int(net.channels * net.multipliers[0])
     attends = (True, None) if net.depth - 1 in net.attention else (True,)
     valid = dict(
@@ -165,8 +170,10 @@ def _stage(net: UNet, part, name: str, place: int) -> list[Entry]:
 
 
 def _resamples(tensors, i: int, count: int) -> bool:
-    """Whether input block i is a residual block that resamples: it has no attention, keeps its width, has no skip
-    layer, and the output block that mirrors it ends with another block."""
+    """Whether input block i is a residual block that resamples.
+
+    Such a block has no attention, and the output block that mirrors it ends with another residual block.
+    """
     if f"input_blocks.{i}.0.in_layers.2.weight" not in tensors or f"input_blocks.{i}.1.qkv.weight" in tensors:
         return False
     mirror = f"output_blocks.{count - 1 - i}."
@@ -175,7 +182,7 @@ def _resamples(tensors, i: int, count: int) -> bool:
 
 
 def _flags(shape: dict, settings: dict) -> dict[str, Any]:
-    """The flags of a published network with the settings before them; num_head_channels is 0 where num_heads holds."""
+    """The flags of a published network, overridden by the settings; num_head_channels is 0 where num_heads holds."""
     published = {}
     if shape["adaptive"] and shape["resample"] == "block":
         names = ("channels", "multipliers", "blocks", "attention", "in_channels", "out_channels", "num_classes")

@@ -1,7 +1,7 @@
-"""diffusers' UNet2DModel, both ways: the google/ddpm-* family and what is trained beside it.
+"""diffusers' UNet2DModel, both ways: the google/ddpm-* family, and what users train in the same class.
 
-A folder of `save_pretrained`, of the model or of a pipeline around it, or a file of weights with its config.json
-beside. The label is the timestep, 0 to 999.
+`load` takes a folder of `save_pretrained`, of the model or of a pipeline around it, or a file of weights with its
+config.json beside it. The noise label is the timestep, 0 to 999.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ DEFAULTS = dict(
     attn_norm_num_groups=None, resnet_time_scale_shift="default", add_attention=True, class_embed_type=None,
     num_class_embeds=None, time_embedding_dim=None,
 )  # fmt: skip
-WIDEST, DEEPEST = 2**16, 1000  # beyond any network, and below what would keep its building busy for hours
+WIDEST, DEEPEST = 2**16, 1000  # more than any network has, and fewer than would take hours to build
 NEEDED = (
     "in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types", "layers_per_block",
     "norm_num_groups",
@@ -41,12 +41,12 @@ NEEDED = (
 
 
 def folder(path: Path) -> Path:
-    """The folder of the network within that of a pipeline."""
+    """The folder of the network, where the given one is that of a pipeline."""
     return path / "unet" if (path / "unet" / "config.json").is_file() else path
 
 
 def select(content: dict, settings: dict) -> dict[str, np.ndarray]:
-    """The state_dict under today's names, its waves cosines first."""
+    """The state_dict under today's names, with the layer that reads the sinusoids in our order, cosines first."""
     tensors = {}
     for name, tensor in content.items():
         for old, new in OLD.items():
@@ -59,7 +59,11 @@ def select(content: dict, settings: dict) -> dict[str, np.ndarray]:
 
 
 def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
-    """The network of a config.json. Raises `Mismatch` for settings that no UNet2DModel of plain blocks has."""
+    """The network of a config.json.
+
+    Raises:
+        Mismatch: for settings that our UNet does not have.
+    """
     del tensors
     if "block_out_channels" not in config:
         raise Mismatch("a UNet2DModel needs the config.json that lies beside its weights; there is none")
@@ -94,7 +98,8 @@ def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
             wrong.append("attention on other levels on the way up than on the way down")
         moves = [(kind[1], c["downsample_type"] == "resnet") for kind in kinds[0][:-1]]
         moves += [(kind[1], c["upsample_type"] == "resnet") for kind in kinds[1][:-1]]
-        blocky = {usual if own is None else own for own, usual in moves}
+        # blocks without attention say themselves whether they resample; for the others the config says it
+        blocky = {by_config if by_name is None else by_name for by_name, by_config in moves}
         if len(blocky) > 1:
             wrong.append("resampling in blocks on some levels, by convolutions on others")
     if wrong:
@@ -113,7 +118,11 @@ def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
 
 
 def table(net: UNet) -> list[Entry]:
-    """Raises ValueError where UNet2DModel has no such network."""
+    """The pairs of names.
+
+    Raises:
+        ValueError: where UNet2DModel has no such network.
+    """
     valid = dict(
         filter=((1, 1),), pyramid_in=("",), pyramid_out=("",), wave_multiplier=(1,), label_scale=(1,), skip_scale=(1,),
         fourier=(0,), augment_dim=(0,), first_channels=(0, net.channels), project=(False,), resample=("conv", "block"),
@@ -136,12 +145,16 @@ def table(net: UNet) -> list[Entry]:
 
 
 def example(net: UNet, tensors: dict):
-    """(x, label, cond) of the smallest size."""
+    """The smallest (x, label, cond) that the network takes."""
     return unets.example(net, tensors, "conv_in.weight")
 
 
 def config(net: UNet, variables: dict) -> dict:
-    """The config.json of `UNet2DModel.from_pretrained`. Raises ValueError for groups or heads it cannot express."""
+    """The config.json that `UNet2DModel.from_pretrained` reads.
+
+    Raises:
+        ValueError: for groups or heads that UNet2DModel cannot express.
+    """
     channels = unets.image_channels(variables, WHOSE)
     unets.check_groups(net, WHOSE)
     attended = {part.features for part in [*net.encoder(), *net.middle()] if part.attention}

@@ -1,6 +1,6 @@
-"""DiT: checkpoints of facebookresearch/DiT, released or of its training, and its own state_dict.
+"""DiT: state_dicts of github.com/facebookresearch/DiT, released or within the checkpoints of its training.
 
-https://github.com/facebookresearch/DiT; the released weights are CC-BY-NC. The label is the timestep, 0 to 999.
+The released weights are CC-BY-NC. The noise label is the timestep, 0 to 999.
 """
 
 import math
@@ -15,7 +15,7 @@ from jdiff.convert.table import AS_IS, Entry, Mismatch, conv, dense
 from jdiff.models.dit import SIZES, DiT
 from jdiff.models.transformer import sincos_positions
 
-# fixed, and computed here; `build` has seen that they are the ones
+# the positions are fixed and computed by our network; `build` checks that the file has the same ones
 IGNORED = ("pos_embed",)
 
 PARTS = {
@@ -28,7 +28,7 @@ PARTS = {
 
 
 def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tensors: the averaged ones of a training checkpoint, else all there is."""
+    """The state_dict; of a training checkpoint, its averaged one."""
     del settings
     for name in ("ema", "model"):
         if isinstance(content.get(name), Mapping):
@@ -37,9 +37,10 @@ def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[s
 
 
 def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overrides) -> DiT:
-    """The DiT whose shapes these are; `heads` from the config beside it or, if neither says, by the published widths.
+    """The DiT whose tensors these are. The number of heads is in the config, or known for the published widths.
 
-    Raises `Mismatch` where tensors that tell the shapes are missing, where heads are unknown, and for other positions.
+    Raises:
+        Mismatch: where tensors that tell the shapes are missing, where heads are not known, and for other positions.
     """
     told = (
         "x_embedder.proj.weight",
@@ -86,14 +87,18 @@ def table(module: DiT) -> list[Entry]:
 
 
 def example(module: DiT, tensors: dict):
-    """One image of two patches, its label, its class."""
+    """(x, label, cond) of one image of two patches."""
     del tensors
     x = jnp.zeros((1, module.patch, 2 * module.patch, module.channels or 4))
     return x, jnp.zeros(1), jnp.zeros(1, int)
 
 
 def config(module: DiT, variables: dict) -> dict:
-    """The arguments of the published class. Raises ValueError for a module that it has no form of."""
+    """The arguments of the published class.
+
+    Raises:
+        ValueError: for a module that the published class cannot express.
+    """
     del variables
     plain = DiT()
     for name in ("context", "sincos", "rope", "qk_norm"):

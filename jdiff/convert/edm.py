@@ -1,18 +1,19 @@
 """EDM's networks (Karras et al. 2022, arXiv:2206.00364): SongUNet, which is DDPM++ or NCSN++, and DhariwalUNet, or ADM.
 
-The pickles that NVIDIA publishes hold code and are not read. Export the weights once, where EDM's repository is at hand:
+The pickles that NVIDIA publishes hold code, and are not read. Export the weights once, in a checkout of EDM:
 
     python -c "import pickle, sys, torch; torch.save(pickle.load(open(sys.argv[1], 'rb'))['ema'].state_dict(), sys.argv[2])" IN.pkl OUT.pt
 
-The label is that of the preconditioning that the network was trained with:
+The noise label is that of the preconditioning that the network was trained with:
 
     EDMPrecond, all but the baselines   log(sigma) / 4, `conditioning.EDM()`, target EDM
     VPPrecond                           999 t of `jdiff.VP()`, `conditioning.Continuous()`, target Eps
     iDDPMPrecond                        the index of a table of 1000, `conditioning.Index(1000)`, target Eps, and
                                         learned variance
-    VEPrecond                           log(sigma / 2), which no conditioning of ours gives, and -eps
+    VEPrecond                           log(sigma / 2), and the output is -eps; `jdiff` has no such conditioning
 
-Names hold the image's size, which our networks do not know: here the lowest level is 8x8, as in all published files.
+Published names hold the size of the images, which our networks do not know. In the table the lowest level is 8x8, and
+`select` renames the tensors so.
 """  # noqa: E501
 
 import re
@@ -33,7 +34,10 @@ ROLES = dict(norm_0="norm0", conv_0="conv0", embed="affine", norm_1="norm1", con
 
 
 def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The state_dict of the preconditioned network, or of the network alone: its names are those of one in it."""
+    """The state_dict, under the names that a network of images with 8x8 positions at its lowest level has.
+
+    It may be that of the preconditioned network, or of the network alone.
+    """
     del settings
     inside = any(name.startswith("model.") for name in content)
     tensors = content if inside else {f"model.{name}": tensor for name, tensor in content.items()}
@@ -44,7 +48,11 @@ def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
 
 
 def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overrides) -> UNet:
-    """Everything but the rate of dropout from names and shapes."""
+    """The network whose tensors these are; only the rate of dropout is not told by names and shapes.
+
+    Raises:
+        Mismatch: where tensors that tell the shapes are missing.
+    """
     del config
     sizes = [f"model.enc.{size}x{size}" for size in sorted(_sizes(tensors), reverse=True)] or ["model.enc.RESxRES"]
     adm = any(name.startswith("model.out_") for name in tensors)
@@ -78,7 +86,7 @@ def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overri
 
 
 def table(net: UNet) -> list[Entry]:
-    """ADM adds classes to the embedding, without bias; Song's networks to the waves, with one."""
+    """The pairs of names. In ADM the layer of classes has no bias; in Song's networks it has one."""
     adm = net.class_at == "embedding"
     sizes = [f"{8 << i}x{8 << i}" for i in reversed(range(net.depth))]
     lines = conv(("in",), f"model.enc.{sizes[0]}_conv")
@@ -114,17 +122,17 @@ def table(net: UNet) -> list[Entry]:
 
 
 def example(net: UNet, tensors: dict):
-    """(x, label, cond) of the smallest size."""
+    """The smallest (x, label, cond) that the network takes."""
     return unets.example(net, tensors, f"model.enc.{4 << net.depth}x{4 << net.depth}_conv.weight")
 
 
 def config(net: UNet, variables: dict) -> dict:
-    """Raises ValueError: EDM's names hold the image size, which our network does not know."""
+    """Raise ValueError: weights are not written in this form."""
     raise ValueError("weights are not exported to EDM's names, which hold the image size; save as 'diffusers'")
 
 
 def _sizes(tensors: Mapping[str, np.ndarray]) -> set[int]:
-    """The image's sizes at its levels."""
+    """The sizes of the image at the levels of the network."""
     return {int(match[2]) for name in tensors if (match := LEVEL.match(name))}
 
 
@@ -138,7 +146,7 @@ def _stage(net: UNet, part, name: str) -> list[Entry]:
 
 
 def _song_classes(weight, bias):
-    """A row a class, one-hot times sqrt(classes) in theirs, and the bias alone for none."""
+    """A row for each class, and the bias alone for "no class"; published one-hot vectors are times sqrt(classes)."""
     rows = np.concatenate([weight.T * np.sqrt(weight.shape[1]), np.zeros_like(bias)[None]]) + bias
     return unets.swap(rows, 1)
 

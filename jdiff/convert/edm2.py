@@ -1,9 +1,11 @@
-"""EDM2: state_dicts of the published networks, `Precond` or its UNet (arXiv:2312.02696).
+"""EDM2: state_dicts of the published networks, `Precond` or the UNet in it (arXiv:2312.02696).
 
-The published files are pickles of code, which are not read here. Where the code of NVlabs/edm2 is at hand and trusted:
-`torch.save(pickle.load(open("edm2-img512-xs-2147483-0.135.pkl", "rb"))["ema"].state_dict(), "edm2-img512-xs.pt")`.
-Their licence, of the code too, is CC BY-NC-SA 4.0. The network is called with x / sqrt(sigma² + 1/4) and log(sigma) / 4
-(`conditioning.EDM`, sigma_data = 0.5).
+The published files are pickles of code, and are not read. Export the weights once, in a checkout of NVlabs/edm2:
+
+    torch.save(pickle.load(open("edm2-img512-xs-2147483-0.135.pkl", "rb"))["ema"].state_dict(), "edm2-img512-xs.pt")
+
+The licence of weights and code is CC BY-NC-SA 4.0. The network is called with x / sqrt(sigma² + 1/4) and the noise
+label log(sigma) / 4: `conditioning.EDM` with sigma_data = 0.5.
 """
 
 import math
@@ -24,7 +26,7 @@ TOLD = {  # fields that the tensors do not tell, by the arguments of the publish
 
 
 def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The file is the state_dict, or holds it as "ema" or "net"; a bare UNet's names are those of one in `Precond`."""
+    """The state_dict, which the file may hold as "ema" or "net", under the names of a UNet in `Precond`."""
     del settings
     for key in ("ema", "net"):
         if isinstance(content.get(key), Mapping):
@@ -34,9 +36,13 @@ def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
 
 
 def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overrides) -> EDM2UNet:
-    """Widths, blocks, attention, classes and channels from names and shapes.
+    """The network whose tensors these are.
 
-    `head_channels`, dropout and the balances are not among them: an override holds, else the config, else the paper.
+    Names and shapes tell all but `head_channels`, dropout and the balances: of these an override holds, else what the
+    config says, else what the paper says.
+
+    Raises:
+        Mismatch: where tensors that tell the shapes are missing.
     """
     encoder = [name.removeprefix("unet.enc.") for name in tensors if name.startswith("unet.enc.")]
     sizes = sorted({int(name.split("x")[0]) for name in encoder if "_block0." in name}, reverse=True)
@@ -65,7 +71,7 @@ def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overri
 
 
 def table(module: EDM2UNet) -> list[Entry]:
-    """The pairs of names; queries, keys and values lie together per head there, and apart here."""
+    """The pairs of names. The published queries, keys and values lie together head by head; ours lie apart."""
     lines = _fourier("fourier", "unet.emb_fourier") + dense(("noise",), "unet.emb_noise", bias=False)
     if module.num_classes:
         lines += dense(("class",), "unet.emb_label", bias=False)
@@ -98,7 +104,7 @@ def table(module: EDM2UNet) -> list[Entry]:
 
 
 def example(module: EDM2UNet, tensors: dict):
-    """The smallest image that the network takes, its label, its class."""
+    """The smallest (x, label, cond) that the network takes."""
     del tensors
     size = 2 ** (len(module.multipliers) - 1)
     cond = jnp.zeros(1, int) if module.num_classes else None
@@ -106,7 +112,11 @@ def example(module: EDM2UNet, tensors: dict):
 
 
 def config(module: EDM2UNet, variables: dict) -> dict:
-    """The arguments of the published class. Raises ValueError where the channels of the images are not known."""
+    """The arguments of the published class.
+
+    Raises:
+        ValueError: where the channels of the images are not known.
+    """
     del variables
     if module.in_channels is None:
         raise ValueError("EDM2's files know the channels of the images; set in_channels")

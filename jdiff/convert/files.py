@@ -1,4 +1,4 @@
-"""Files of tensors: read without executing anything that is in them, written as safetensors."""
+"""Files of tensors: read without running anything that they hold, and written as safetensors."""
 
 import argparse
 import re
@@ -20,13 +20,23 @@ SAFE_TORCH = (2, 10)
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what the file holds, the config beside it): tensors as NumPy arrays by name, nested as the file nests them.
+    """Read a file of tensors, and the config beside it.
 
-    `path` is a .safetensors or .npz file, a file of torch.save, or a folder that holds one of them, whole or in the
-    shards of an index, and perhaps a config.json. Torch files are read with weights_only=True: a pickle that wants to
-    run code is refused. A packed file that takes more than 1 GiB and 100 times its own size is refused too.
-    Raises OSError for what is not there, `Mismatch` for what is not such a file, and ImportError for libraries that are
-    missing or too old to be safe.
+    Files of PyTorch are read with weights_only=True: a pickle that would run code is refused. So is a packed file that
+    takes more than 1 GiB and 100 times its own size in memory.
+
+    Args:
+        path: a .safetensors or .npz file, a file of torch.save, or a folder that holds one of them, whole or in the
+            shards of an index, and perhaps a config.json.
+
+    Returns:
+        (content, config): tensors as NumPy arrays by name, nested as the file nests them, and the config, {} if there
+        is none.
+
+    Raises:
+        OSError: for what is not there.
+        Mismatch: for what is not such a file.
+        ImportError: for libraries that are missing, or too old to be safe.
     """
     path = Path(path)
     if not path.exists():
@@ -48,7 +58,16 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def write(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as a .safetensors file, whole or not at all."""
+    """Write named tensors as a .safetensors file, whole or not at all.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        metadata: texts that the file says about itself.
+
+    Raises:
+        ImportError: where the library safetensors is missing.
+    """
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     content = _safetensors().save(arrays, dict(metadata or {}))
     write_whole(path, lambda file: file.write(content))

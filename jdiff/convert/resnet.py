@@ -1,4 +1,4 @@
-"""torchvision's ResNet: state_dicts of resnet18, 34, 50 and their like (BasicBlock or Bottleneck of plain width)."""
+"""torchvision's ResNet: state_dicts of resnet18, 34, 50 and of others of BasicBlock or Bottleneck of plain width."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ IGNORED = ("*.num_batches_tracked",)
 
 
 def select(content: dict, settings: dict) -> dict[str, np.ndarray]:
-    """The file is the state_dict, or holds it as "state_dict" or "model", perhaps of a module in DataParallel."""
+    """The state_dict, which the file may hold as "state_dict" or "model", and which may be that of DataParallel."""
     del settings
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), dict):
@@ -20,7 +20,11 @@ def select(content: dict, settings: dict) -> dict[str, np.ndarray]:
 
 
 def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> ResNet:
-    """Depths, width, classes, stem and kind of block from names and shapes."""
+    """The network whose tensors these are, by their names and shapes.
+
+    Raises:
+        Mismatch: where tensors that tell the shapes are missing.
+    """
     del config
     for name in ("conv1.weight", "layer1.0.conv1.weight", "fc.weight"):
         if name not in tensors:
@@ -40,7 +44,11 @@ def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> ResNet:
 
 
 def table(module: ResNet) -> list[Entry]:
-    """Raises ValueError for a network that is told the noise level, which torchvision's is not."""
+    """The pairs of names.
+
+    Raises:
+        ValueError: for a network that is told the noise level, which torchvision's is not.
+    """
     if module.noise:
         raise ValueError("torchvision's ResNet has no noise level; noise must be False")
     lines = _layer(("conv_in",), "conv1") + _norm(("norm_in",), "bn1") + dense(("out",), "fc")
@@ -57,13 +65,13 @@ def table(module: ResNet) -> list[Entry]:
 
 
 def example(module: ResNet, tensors: dict):
-    """Images of three channels unless the module says otherwise."""
+    """(x, label, cond) of an image, which has three channels unless the module says otherwise."""
     del tensors
     return jnp.zeros((1, 32, 32, module.in_channels or 3)), None, None
 
 
 def config(module: ResNet, variables: dict) -> dict:
-    """What `build` would find."""
+    """The fields of the network, for readers; `build` finds them in the tensors."""
     del variables
     return {
         "architectures": ["ResNet"], "depths": list(module.depths), "bottleneck": module.bottleneck,

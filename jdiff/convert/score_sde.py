@@ -1,14 +1,16 @@
 """score_sde_pytorch's checkpoints of DDPM, DDPM++ and NCSN++ (Song et al. 2021, arXiv:2011.13456), averaged weights.
 
-Variance-preserving networks (its vp and subvp configs) give eps, and take 999 t (`conditioning.Continuous`), or the
-index where they were trained with 1000 steps. Variance-exploding ones (ve) give the score and come as `InSigma`: those
-with Fourier features take sigma (`conditioning.Sigma`), the others an index into their table of sigmas, whose first is
-the largest: round(999 (1 - t)).
+Variance-preserving networks, of the vp and subvp configs, give eps. They take 999 t (`conditioning.Continuous`), or the
+index where they were trained with 1000 steps. Variance-exploding networks, of the ve configs, give the score and come
+as `InSigma`. Those with Fourier features take sigma (`conditioning.Sigma`). The others take an index into their table
+of sigmas, round(999 (1 - t)), whose first sigma is the largest.
 
-The tensors do not tell all. Settings, as overrides or in the config.json that `save` writes, by the names of its
-configs: `scale_by_sigma`, True for ve, which must be given for DDPM and for NCSN++ without Fourier features; and
-`centered`, by default False where it scales by sigma, its data lying in [0, 1], and True where not. `filter` is
-(1, 3, 3, 1) for NCSN++ and (1, 1) for DDPM++ unless given.
+The tensors do not tell everything. `load` takes these settings, under the names of the published configs, as overrides
+or in the config.json that `save` writes:
+
+    scale_by_sigma    True for ve; it must be given for DDPM, and for NCSN++ without Fourier features
+    centered          whether the data lie in [-1, 1]; by default False, for [0, 1], where scale_by_sigma is True
+    filter            by default (1, 3, 3, 1) for NCSN++ and (1, 1) for DDPM++
 """
 
 from collections.abc import Mapping
@@ -32,7 +34,7 @@ SIDE_BY_SIDE = Layout(lambda *w: np.concatenate(w, -1), lambda k: np.split(k, 3,
 
 
 def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The state_dict, with the moving averages in place of what they average where the file has them."""
+    """The state_dict; where the file has moving averages, they replace the parameters that they average."""
     del settings
     tensors = {_published(name): w for name, w in content.get("model", content).items()}
     averages = content["ema"].get("shadow_params") if isinstance(content.get("ema"), Mapping) else None
@@ -47,7 +49,11 @@ def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
 
 
 def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overrides) -> UNet | InSigma:
-    """The network from the sequence of its layers, and from the settings above."""
+    """The network whose tensors these are, from the sequence of its layers and the settings.
+
+    Raises:
+        Mismatch: for layers of another network, and where a setting must be given.
+    """
     layers = _layers(tensors)
     fourier = bool(layers) and "W" in layers[0]
     try:
@@ -83,7 +89,11 @@ def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overri
 
 
 def table(module: UNet | InSigma) -> list[Entry]:
-    """Their layers are numbered in the order of use. Raises ValueError where they have no such network."""
+    """The pairs of names; the published layers are numbered in the order of their use.
+
+    Raises:
+        ValueError: where score_sde_pytorch has no such network.
+    """
     net = module.net if isinstance(module, InSigma) else module
     _check(module, net)
     lines = _table(net)
@@ -94,14 +104,18 @@ def table(module: UNet | InSigma) -> list[Entry]:
 
 
 def example(module: UNet | InSigma, tensors: Mapping[str, np.ndarray]):
-    """(x, label, cond) of the smallest size."""
+    """The smallest (x, label, cond) that the network takes."""
     net = module.net if isinstance(module, InSigma) else module
     x, label, cond = unets.example(net, tensors, f"module.all_modules.{3 if net.fourier else 2}.weight")
     return x, label + 1, cond
 
 
 def config(module: UNet | InSigma, variables: Mapping[str, Any]) -> dict:
-    """What `load` cannot find in the tensors. Raises ValueError for what are not images."""
+    """The settings that the tensors do not tell.
+
+    Raises:
+        ValueError: for networks of signals that are not images.
+    """
     net, centered = (module.net, module.centered) if isinstance(module, InSigma) else (module, True)
     unets.image_channels(variables if net is module else {"params": variables["params"]["net"]}, WHOSE)
     told = {name: getattr(net, name) for name in TOLD}

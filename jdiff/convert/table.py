@@ -1,7 +1,7 @@
-"""The table between a published network's tensors and a module's variables: names, and layouts of the numbers.
+"""The table between the tensors of a published network and the variables of a module: names and layouts.
 
-Each line pairs one path of ours with one name of theirs, or with several that ours holds side by side. The same table
-serves both directions.
+Each entry pairs the path of one of our variables with one published name, or with several whose tensors our variable
+holds side by side. The same table serves both directions.
 """
 
 import fnmatch
@@ -18,14 +18,25 @@ Path = tuple[str, ...]
 
 
 class Layout(NamedTuple):
-    """`ours(*theirs) -> array` and `theirs(array) -> array or tuple of arrays`, inverse to each other."""
+    """How the numbers of a variable lie in published tensors.
+
+    Args:
+        ours: (*tensors) -> array, from the published layout to ours.
+        theirs: array -> array or tuple of arrays, its inverse.
+    """
 
     ours: Callable[..., np.ndarray]
     theirs: Callable[[np.ndarray], Any]
 
 
 class Entry(NamedTuple):
-    """A path in variables ("params", ..., "kernel"), the name or names in the file, and how the numbers lie there."""
+    """One variable of ours and its published tensors.
+
+    Args:
+        path: in the variables, ("params", ..., "kernel").
+        names: the published name, or names.
+        layout: how the numbers lie in the tensors of these names.
+    """
 
     path: Path
     names: str | tuple[str, ...]
@@ -40,16 +51,19 @@ class Mismatch(ValueError):
 
 
 AS_IS = Layout(lambda w: w, lambda w: w)
-DENSE = Layout(lambda w: w.T, lambda k: k.T)  # (out, in) and (in, out)
+DENSE = Layout(lambda w: w.T, lambda k: k.T)  # theirs (out, in), ours (in, out)
 CONV = Layout(lambda w: np.moveaxis(w, (0, 1), (-1, -2)), lambda k: np.moveaxis(k, (-1, -2), (0, 1)))  # OI... and ...IO
 
 WIDTH_ONE = Layout(lambda w: w.reshape(w.shape[:2]).T, lambda k: k.T[..., None, None])  # a 1x1 Conv2d, and Dense
 
 
 def fused(heads: int, order: str, widths: int = 0) -> Layout:
-    """Queries, keys and values in one layer, ours in the order 3hd of the outputs (which, head, channel).
+    """The layout of a layer of queries, keys and values; the order of our outputs is 3hd: which, head, channel.
 
-    order: theirs, a permutation of "3hd"; widths: the dimensions of their convolution of width 1. Kernels and biases.
+    Args:
+        heads: the number of attention heads.
+        order: of the published outputs, a permutation of "3hd".
+        widths: the dimensions of the published convolution of width 1, 0 for a bias.
     """
     there = tuple("3hd".index(axis) for axis in order)
     back = tuple(order.index(axis) for axis in "3hd")
@@ -78,9 +92,18 @@ def to_variables(
 ) -> dict:
     """The variables of a module from named tensors.
 
-    expected: the variables' shapes (`jax.eval_shape` of init); ignored: patterns of names that may be there without a
-    place; dtype: of all floating-point numbers. Raises `Mismatch`, which lists the missing, unexpected and mis-shaped,
-    and those of another kind of numbers.
+    Args:
+        table: the pairs of names.
+        tensors: by their published names.
+        expected: the shapes of the variables, `jax.eval_shape` of `module.init`.
+        ignored: patterns of the names of tensors that may be there without a variable of ours.
+        dtype: of all variables that are floating-point numbers.
+
+    Returns:
+        The variables, nested.
+
+    Raises:
+        Mismatch: with lists of the tensors that are missing, unexpected, mis-shaped, and of another kind of numbers.
     """
     leaves = {_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(expected)}
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
@@ -114,9 +137,17 @@ def to_variables(
 
 
 def to_tensors(table: Sequence[Entry], variables: Mapping) -> dict[str, np.ndarray]:
-    """The named tensors of a module's variables: `to_variables` backwards.
+    """The named tensors of a module's variables, the inverse of `to_variables`.
 
-    Raises ValueError for variables that the table lacks, which would be lost, and for those that are not there.
+    Args:
+        table: the pairs of names.
+        variables: nested, with all of the table and no others.
+
+    Returns:
+        The tensors by their published names.
+
+    Raises:
+        ValueError: for variables that the table lacks, which would be lost, and for those that are missing.
     """
     arrays = {_path(p): np.asarray(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(variables)}
     placed = {entry.path for entry in table}
@@ -128,22 +159,22 @@ def to_tensors(table: Sequence[Entry], variables: Mapping) -> dict[str, np.ndarr
     for path, names, layout in table:
         parts = layout.theirs(arrays[path])
         for name, part in [(names, parts)] if isinstance(names, str) else zip(names, parts, strict=True):
-            tensors[name] = np.asarray(part, order="C")  # numbers stay of rank 0
+            tensors[name] = np.asarray(part, order="C")  # keeps numbers of rank 0 so
     return tensors
 
 
 def dense(path: Path, name: str, bias: bool = True) -> list[Entry]:
-    """The lines of a Linear and a Dense layer."""
+    """The entries of a dense layer."""
     return _layer(path, name, DENSE, bias)
 
 
 def conv(path: Path, name: str, bias: bool = True) -> list[Entry]:
-    """The lines of a convolution, in any number of dimensions."""
+    """The entries of a convolution, in any number of dimensions."""
     return _layer(path, name, CONV, bias)
 
 
 def norm(path: Path, name: str, bias: bool = True) -> list[Entry]:
-    """The lines of a normalisation with scale and, if it has one, bias."""
+    """The entries of a norm with a scale and perhaps a bias."""
     lines = [Entry(("params", *path, "scale"), f"{name}.weight", AS_IS)]
     return lines + ([Entry(("params", *path, "bias"), f"{name}.bias", AS_IS)] if bias else [])
 

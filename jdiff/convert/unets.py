@@ -1,4 +1,4 @@
-"""What the tables of all published UNets share: the blocks of `models.unet` against any names."""
+"""What the converters of published UNets share: entries for the blocks of `models.unet`, and checks."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,15 @@ from jdiff.models.unet import Part, UNet
 
 
 def block(net: UNet, part: Part, name: str, roles: Mapping[str, str]) -> list[Entry]:
-    """A residual block; roles: their names of norm_0, conv_0, embed, norm_1, conv_1 and (if a convolution) skip."""
+    """The entries of a residual block.
+
+    Args:
+        net: the network.
+        part: the stage of it.
+        name: the published name of the block.
+        roles: the published names of its layers, by "norm_0", "conv_0", "embed", "norm_1", "conv_1", and "skip" where
+            that is a convolution.
+    """
     there = {role: f"{name}.{theirs}" for role, theirs in roles.items()}
     lines = norm((part.name, "norm_0"), there["norm_0"]) + conv((part.name, "conv_0"), there["conv_0"])
     if net.adaptive:
@@ -26,7 +34,17 @@ def block(net: UNet, part: Part, name: str, roles: Mapping[str, str]) -> list[En
 
 
 def attention(part: Part, qkv, qkv_names, out: Layout, bias: Layout, out_name: str, norm_name: str) -> list[Entry]:
-    """Self-attention: qkv = (kernel, bias) layouts of qkv_names = (kernel, bias) names; `out_name` without ending."""
+    """The entries of self-attention.
+
+    Args:
+        part: the stage that it belongs to.
+        qkv: the layouts of the kernel and of the bias of queries, keys and values.
+        qkv_names: the published names of that kernel and bias.
+        out: the layout of the last layer's kernel.
+        bias: that of its bias.
+        out_name: the published name of the last layer.
+        norm_name: that of the norm.
+    """
     path = ("params", f"{part.name}_attention")
     return [
         *norm(path[1:] + ("norm",), norm_name),
@@ -38,7 +56,7 @@ def attention(part: Part, qkv, qkv_names, out: Layout, bias: Layout, out_name: s
 
 
 def heads(net: UNet, part: Part) -> int:
-    """Attention heads of a stage."""
+    """The attention heads of a stage."""
     return part.features // net.head_channels if net.head_channels else net.heads
 
 
@@ -48,7 +66,7 @@ def has_skip(net: UNet, part: Part) -> bool:
 
 
 def inputs(net: UNet) -> dict[str, int]:
-    """The channels that go into each stage."""
+    """The channels that go into each stage, by its name."""
     found, h = {}, net.first_channels or net.channels
     kept = [h]
     for part in net.encoder():
@@ -68,7 +86,11 @@ def index(part: Part) -> int:
 
 
 def ratio(width: int, channels: int) -> float:
-    """A multiplier, whole where it can be, of which int(channels * multiplier) is the width again."""
+    """The multiplier of a width, such that int(channels * multiplier) is the width; whole where it can be.
+
+    >>> ratio(96, 32), ratio(48, 32)
+    (3, 1.5)
+    """
     if width % channels == 0:
         return width // channels
     times = width / channels
@@ -76,14 +98,14 @@ def ratio(width: int, channels: int) -> float:
 
 
 def check_fields(net: UNet, whose: str, valid: Mapping[str, tuple]) -> None:
-    """Raises ValueError where fields are not among the values that an architecture has."""
+    """Raise ValueError where fields are not among the values that an architecture has, `valid` by field."""
     other = [f"{field}={getattr(net, field)!r}" for field, values in valid.items() if getattr(net, field) not in values]
     if other:
         raise ValueError(f"{whose} has no such network: {', '.join(other)}")
 
 
 def check_groups(net: UNet, whose: str) -> None:
-    """Raises ValueError where some norm has not `net.groups` groups, which published networks have everywhere."""
+    """Raise ValueError where a norm has other than `net.groups` groups: published networks have them everywhere."""
     widths = {*inputs(net).values(), *(part.features for part in net.encoder()), net.first_channels or net.channels}
     odd = sorted(w for w in widths if w % net.groups or w // net.groups < net.min_group_width)
     if odd:
@@ -91,7 +113,11 @@ def check_groups(net: UNet, whose: str) -> None:
 
 
 def image_channels(variables: Mapping[str, Any], whose: str) -> int:
-    """The channels that go into a network. Raises ValueError where its signals are not images."""
+    """The channels that go into a network.
+
+    Raises:
+        ValueError: where its signals are not images.
+    """
     kernel = variables["params"]["in"]["kernel"]
     if kernel.ndim != 4:
         raise ValueError(f"{whose} takes images, and this network signals of {kernel.ndim - 2} dimensions")
@@ -99,19 +125,19 @@ def image_channels(variables: Mapping[str, Any], whose: str) -> int:
 
 
 def swap(array: np.ndarray, axis: int) -> np.ndarray:
-    """Sines first for cosines first, and back."""
+    """Exchange the halves of an axis: cosines first for sines first, and back."""
     return np.roll(array, array.shape[axis] // 2, axis)
 
 
 def hidden(name: str, swapped: bool) -> list[Entry]:
-    """The layer that reads the waves, whose halves are the other way round in many networks."""
+    """The entries of the layer that reads the sinusoids; `swapped` where their sines come before their cosines."""
     kernel = Layout(lambda w: swap(w.T, 0), lambda k: swap(k, 0).T) if swapped else Layout(np.transpose, np.transpose)
     path = ("params", "noise", "hidden")
     return [Entry((*path, "kernel"), f"{name}.weight", kernel), Entry((*path, "bias"), f"{name}.bias", AS_IS)]
 
 
 def example(net: UNet, tensors: Mapping[str, np.ndarray], first: str):
-    """(x, label, cond) of the smallest size, with the channels that the layer called `first` takes."""
+    """The smallest (x, label, cond) that the network takes, with the channels of the layer called `first`."""
     cond = np.zeros((1,), np.int32) if net.num_classes else None
     size = 2 ** (net.depth - 1)
     channels = tensors[first].shape[1] if first in tensors else 3
