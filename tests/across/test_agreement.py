@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,29 +92,29 @@ def test_devices_groups_and_slices_agree():
 def test_pmap_agrees():
     loss, tx, state, (x, labels) = parts()
     step = jax.pmap(train.make_train_step(loss, tx, 0.99, axis_name="i"), axis_name="i", in_axes=(0, None, 0, 0))
-    state, seen = parallel.stack(state), []
+    state, found = parallel.stack(state), []
     for i in range(STEPS):
         state, aux = step(state, jax.random.key(1), x[i].reshape(8, -1, *x.shape[2:]), labels[i].reshape(8, -1))
-        seen.append(float(aux["loss"][0]))
-    np.testing.assert_allclose(seen, alone(), rtol=1e-5)
+        found.append(float(aux["loss"][0]))
+    np.testing.assert_allclose(found, alone(), rtol=1e-5)
 
 
 def test_a_divided_state_takes_its_share_of_memory():
     """Over N devices, at most 1/N + 5% of the bytes of the state on each."""
     model = jdiff.create_model("unet_digits", num_classes=10)
     args = jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
-    params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), jax.eval_shape(model.init, *args))
-    state = train.init_state(params, optax.adam(1e-3))
+    shapes = jax.eval_shape(lambda *args: train.init_state(model.init(*args), optax.adam(1e-3)), *args)
+    state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
     whole = sum(a.nbytes for a in jax.tree.leaves(state))
     for count in (2, 4, 8):
         mesh = parallel.mesh(fsdp=count)
         placed = parallel.place(state, parallel.fsdp(mesh, state))
-        for device in jax.devices():
-            held = sum(
-                shard.data.nbytes for a in jax.tree.leaves(placed) for shard in a.addressable_shards
-                if shard.device == device
-            )  # fmt: skip
-            assert held <= (1 / count + 0.05) * whole, (count, held / whole)
+        held = dict.fromkeys(jax.devices(), 0)
+        for shard in (shard for a in jax.tree.leaves(placed) for shard in a.addressable_shards):
+            held[shard.device] += shard.data.nbytes
+        assert max(held.values()) <= (1 / count + 0.05) * whole, (count, held)
+        divided = [a for a in jax.tree.leaves(placed) if not a.is_fully_replicated]
+        chex.assert_tree_is_sharded(divided, devices=list(mesh.devices.flat))
 
 
 # ---------------------------------------------------------------- the script, in one process and in two
@@ -193,5 +194,4 @@ def test_twice_half_is_the_whole_with_grain_on_eight_devices(tmp_path, fsdp):
     trained("halves", 0, "--train.steps", "4")
     for other in (trained("halves", 0), trained("cached", 2**30)):
         assert int(other.step) == 8
-        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(other), strict=True):
-            np.testing.assert_array_equal(a, b)
+        chex.assert_trees_all_equal(other, whole, strict=True)
