@@ -13,19 +13,52 @@ LOG_NSR_CAP = 40.0  # alpha = 2e-9: nothing of the data is left, and every produ
 
 
 def linear(T: int, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
-    """beta_k evenly spaced from `start` to `end`, (T,).  Ho et al. 2020, arXiv:2006.11239, section 4."""
+    """beta_k evenly spaced from `start` to `end`.
+
+    Args:
+        T: the number of steps.
+        start: beta_1.
+        end: beta_T.
+
+    Returns:
+        The betas, (T,), in float64.
+
+    Reference:
+        Ho et al. 2020, arXiv:2006.11239, section 4.
+    """
     return np.linspace(start, end, _steps(T))
 
 
 def scaled_linear(T: int, start: float = 0.00085, end: float = 0.012) -> np.ndarray:
-    """sqrt(beta_k) evenly spaced, (T,): latent diffusion's table.  Rombach et al. 2022, arXiv:2112.10752."""
+    """sqrt(beta_k) evenly spaced: the table of latent diffusion.
+
+    Args:
+        T: the number of steps.
+        start: beta_1.
+        end: beta_T.
+
+    Returns:
+        The betas, (T,), in float64.
+
+    Reference:
+        Rombach et al. 2022, arXiv:2112.10752.
+    """
     return np.linspace(np.sqrt(start), np.sqrt(end), _steps(T)) ** 2
 
 
 def cosine(T: int, max_beta: float = 0.999, offset: float = 0.008) -> np.ndarray:
-    """alpha_bar_k = cos^2(((k/T) + offset) / (1 + offset) pi/2), betas capped, (T,).
+    """alpha_bar_k = cos^2(((k/T) + offset) / (1 + offset) pi/2), the betas capped.
 
-    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17.
+    Args:
+        T: the number of steps.
+        max_beta: the cap.
+        offset: keeps the first betas from being too small.
+
+    Returns:
+        The betas, (T,), in float64.
+
+    Reference:
+        Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17.
     """
     t = np.arange(_steps(T) + 1) / T
     alpha_bar = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
@@ -33,14 +66,32 @@ def cosine(T: int, max_beta: float = 0.999, offset: float = 0.008) -> np.ndarray
 
 
 def sigmoid(T: int, start: float = 1e-5, end: float = 0.5e-2, low: float = -6.0, high: float = 6.0) -> np.ndarray:
-    """beta_k = start + (end - start) sigmoid(l_k), l_k evenly spaced from `low` to `high`, (T,)."""
+    """beta_k = start + (end - start) sigmoid(l_k), with l_k evenly spaced.
+
+    Args:
+        T: the number of steps.
+        start: what beta rises from.
+        end: what beta rises to.
+        low: l_1.
+        high: l_T.
+
+    Returns:
+        The betas, (T,), in float64.
+    """
     return start + (end - start) / (1 + np.exp(-np.linspace(low, high, _steps(T))))
 
 
 def zero_terminal_snr(betas) -> np.ndarray:
-    """The table shifted and scaled so that alpha_bar_T = 0 and alpha_bar_1 stays, (T,); the last beta is 1.
+    """A table shifted and scaled so that alpha_bar_T = 0 while alpha_bar_1 stays.
 
-    Lin et al. 2023, arXiv:2305.08891, algorithm 1.
+    Args:
+        betas: (T,), in (0, 1].
+
+    Returns:
+        The new betas, (T,), in float64; the last one is 1.
+
+    Reference:
+        Lin et al. 2023, arXiv:2305.08891, algorithm 1.
     """
     root = np.sqrt(np.cumprod(1 - _checked(betas)))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
@@ -49,10 +100,17 @@ def zero_terminal_snr(betas) -> np.ndarray:
 
 
 def discrete(betas, *, exact: bool = False) -> Discrete:
-    """The schedule of a table: alpha_bar accumulated in float64 on the host.
+    """The schedule of a table, its alpha_bar accumulated in float64 on the host.
 
-    `betas`: (T,) in (0, 1]. A last beta of 1 gives log(sigma^2/alpha^2) = 40 there, or alpha = 0 exactly if `exact`.
-    Raises ValueError for betas outside (0, 1], or a 1 before the last.
+    Args:
+        betas: (T,), in (0, 1], a 1 only at the end.
+        exact: whether a last beta of 1 gives alpha = 0 exactly; else log(sigma^2/alpha^2) = 40 there.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: for betas outside (0, 1], or a 1 before the last.
     """
     betas = _checked(betas)
     with np.errstate(divide="ignore"):

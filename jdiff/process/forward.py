@@ -18,13 +18,25 @@ def rates(schedule: Schedule, t, x) -> tuple[Array, Array]:
 def q_sample(schedule: Schedule, x0: Array, t, eps: Array) -> Array:
     """x_t = alpha_t x_0 + sigma_t eps; with predictions for x_0 and eps, the DDIM step to t.
 
-    x0, eps: (B, ...); t: () or (B,). Raises ValueError when shapes disagree, or an array is not floating.
-    Ho et al. 2020, arXiv:2006.11239, eq. 4; Song et al. 2021, arXiv:2010.02502, eq. 12.
-
     >>> import jax.numpy as jnp, jdiff
     >>> x0, eps = jnp.array([[1.0, -1.0]]), jnp.array([[0.0, 2.0]])
     >>> [float(v) for v in jdiff.q_sample(jdiff.Flow(), x0, 0.25, eps)[0]]
     [0.75, -0.25]
+
+    Args:
+        schedule: the noise schedule.
+        x0: data, (B, ...), floating.
+        t: times, () or (B,).
+        eps: noise, of the shape of x0.
+
+    Returns:
+        x_t, of the shape of x0.
+
+    Raises:
+        ValueError: when shapes disagree, or an array is not floating.
+
+    Reference:
+        Ho et al. 2020, arXiv:2006.11239, eq. 4; Song et al. 2021, arXiv:2010.02502, eq. 12.
     """
     check_same_shape("eps", eps, "x0", x0)
     check_floating("x0", x0)
@@ -34,7 +46,17 @@ def q_sample(schedule: Schedule, x0: Array, t, eps: Array) -> Array:
 
 
 def eps_from(schedule: Schedule, x0: Array, x: Array, t) -> Array:
-    """The noise implied by x_0 and x_t: (x_t - alpha_t x_0) / sigma_t, for sigma_t > 0."""
+    """The noise implied by x_0 and x_t: (x_t - alpha_t x_0) / sigma_t.
+
+    Args:
+        schedule: the noise schedule.
+        x0: data or an estimate of it, (B, ...), floating.
+        x: x_t, of the shape of x0.
+        t: times, () or (B,), with sigma_t > 0.
+
+    Returns:
+        eps, of the shape of x0.
+    """
     check_same_shape("x0", x0, "x", x)
     check_floating("x0", x0)
     alpha, sigma = rates(schedule, t, x)
@@ -44,16 +66,40 @@ def eps_from(schedule: Schedule, x0: Array, x: Array, t) -> Array:
 def fresh_noise(schedule: Schedule, t, s) -> Array:
     """The share of the noise at s that x_t and x_0 leave open: 1 - (alpha_t sigma_s / (alpha_s sigma_t))^2.
 
-    It is 1 - SNR_t / SNR_s, in [0, 1]: DDPM's posterior variance over sigma_s^2.
+    It is 1 - SNR_t / SNR_s: DDPM's posterior variance over sigma_s^2.
+
+    Args:
+        schedule: the noise schedule.
+        t: times, of any shape.
+        s: the earlier times, of the same shape.
+
+    Returns:
+        The share, in [0, 1], of the shape of t.
     """
     return -jnp.expm1(jnp.minimum(log_snr(schedule, t) - log_snr(schedule, s), 0))
 
 
 def q_posterior(schedule: Schedule, x0: Array, x_t: Array, t, s) -> tuple[Array, Array]:
-    """(mean, std) of q(x_s | x_t, x_0) for s < t; mean like x, std of the shape of t padded to x.
+    """The mean and the standard deviation of q(x_s | x_t, x_0) for s < t.
 
-    mean = alpha_s x_0 + sigma_s sqrt(1 - c) (x_t - alpha_t x_0) / sigma_t,  std = sigma_s sqrt(c),
-    c = 1 - SNR_t / SNR_s; so (x_0, 0) where sigma_s = 0.  Ho et al. 2020, arXiv:2006.11239, eq. 6 and 7.
+    mean = alpha_s x_0 + sigma_s sqrt(1 - c) (x_t - alpha_t x_0) / sigma_t and std = sigma_s sqrt(c), with
+    c = 1 - SNR_t / SNR_s; so (x_0, 0) where sigma_s = 0.
+
+    Args:
+        schedule: the noise schedule.
+        x0: data, (B, ...), floating.
+        x_t: the noisier state, of the shape of x0.
+        t: its times, () or (B,).
+        s: the earlier times, of the shape of t.
+
+    Returns:
+        (mean, std): mean of the shape of x0, std of the shape of t, padded with ones so that it scales x0.
+
+    Raises:
+        ValueError: when shapes disagree, or an array is not floating.
+
+    Reference:
+        Ho et al. 2020, arXiv:2006.11239, eq. 6 and 7.
     """
     check_same_shape("x0", x0, "x_t", x_t)
     check_floating("x0", x0)
@@ -65,10 +111,24 @@ def q_posterior(schedule: Schedule, x0: Array, x_t: Array, t, s) -> tuple[Array,
 
 
 def prior(schedule: Schedule, key, shape, t=1.0, *, mean=0.0, std=0.0, dtype=jnp.float32) -> Array:
-    """Noise to start sampling from: x_t ~ N(alpha_t mean, alpha_t^2 std^2 + sigma_t^2), (B, ...).
+    """Noise to start sampling from: x_t ~ N(alpha_t mean, alpha_t^2 std^2 + sigma_t^2).
 
-    `mean`, `std`: moments of the data, scalars or arrays of `shape[1:]`. They matter where the terminal SNR is not
-    small; left at 0 this is N(0, sigma_t^2). Row i depends on (key, i) alone; `key` may be (B,) keys.
+    The moments of the data matter where the terminal SNR is not small; left at 0 this is N(0, sigma_t^2).
+
+    Args:
+        schedule: the noise schedule.
+        key: one key, or (B,) of them; row i depends on (key, i), or on its own key, alone.
+        shape: of the result, (B, ...).
+        t: one time, where sampling starts.
+        mean: the mean of the data, a number or an array of `shape[1:]`.
+        std: the standard deviation of the data, likewise.
+        dtype: of the result, floating.
+
+    Returns:
+        x_t, of the given shape and dtype.
+
+    Raises:
+        ValueError: for several times, moments of another shape, or a dtype that is not floating.
     """
     if jnp.ndim(t):
         raise ValueError(f"prior: t has shape {jnp.shape(t)}; expected one time")

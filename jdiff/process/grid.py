@@ -11,6 +11,7 @@ from jax.scipy.special import betainc, betaln
 
 from jdiff.core.arrays import Array, as_time
 from jdiff.core.inverse import bisected
+from jdiff.core.names import choose
 from jdiff.core.pytrees import concrete
 from jdiff.process.clock import Schedule, check_schedule, time_of
 from jdiff.process.clock import log_snr as log_snr_of
@@ -23,6 +24,18 @@ def uniform(n, t_min: float = 1e-3, t_max: float = 1.0, *, size: int | None = No
 
     >>> [round(float(t), 3) for t in uniform(3, 0.0, size=4)]
     [1.0, 0.5, 0.0, 0.0]
+
+    Args:
+        n: the number of times.
+        t_min: the last time.
+        t_max: the first time.
+        size: the length of the result if n is traced; the last time repeats up to it.
+
+    Returns:
+        The times, (n,) or (size,), descending.
+
+    Raises:
+        ValueError: unless 0 <= t_min < t_max.
     """
     if concrete(t_min, t_max) and not 0 <= t_min < t_max:
         raise ValueError(f"grid: t_min must be in [0, t_max), got t_min = {t_min}, t_max = {t_max}")
@@ -39,13 +52,29 @@ def log_snr(
     lowest=LOWEST_LOG_SNR,
     size: int | None = None,
 ) -> Array:
-    """n times evenly spaced in log-SNR, from t_max down to t_min (the schedule's own ends when None).
+    """n times evenly spaced in log-SNR.
 
-    Lu et al. 2022, arXiv:2206.00927, section 3.4. The spacing starts at `lowest` where the log-SNR of t_max is below
-    it, for all times below look alike: x_t is noise. A table that ends with a little signal (alpha 2e-9, say) then
-    starts there too, and not at t_max, where x_0 = (x_t - sigma eps) / alpha would multiply a network's error by
-    1 / alpha. The first time is t_max where alpha is 0, and where the log-SNR is less than 1 below `lowest`. Raises
-    ValueError for a `lowest` that is not below the log-SNR of t_min.
+    The spacing starts at `lowest` where the log-SNR of t_max is below it, because x_t is noise at all times below. A
+    table that ends with a little signal, alpha = 2e-9 say, then starts there too, and not at t_max: there x_0 = (x_t -
+    sigma eps) / alpha would multiply a network's error by 1 / alpha. The first time is t_max where alpha is 0, and
+    where the log-SNR of t_max is less than 1 below `lowest`.
+
+    Args:
+        schedule: the noise schedule.
+        n: the number of times.
+        t_min: the last time, the schedule's own end if None.
+        t_max: the first time, the schedule's own end if None.
+        lowest: the log-SNR at which the spacing starts at the latest.
+        size: the length of the result if n is traced; the last time repeats up to it.
+
+    Returns:
+        The times, (n,) or (size,), descending.
+
+    Raises:
+        ValueError: for ends out of order or outside the schedule, and for a `lowest` above the log-SNR of t_min.
+
+    Reference:
+        Lu et al. 2022, arXiv:2206.00927, section 3.4.
     """
     t_min, t_max = _ends(schedule, t_min, t_max)
     (t_first, start), stop = _start(schedule, t_max, lowest), log_snr_of(schedule, t_min)
@@ -61,9 +90,23 @@ exponential = log_snr  # k-diffusion's name: log(sigma/alpha) is minus half the 
 def karras(schedule: Schedule, n, rho=7.0, sigma_min=None, sigma_max=None, *, size: int | None = None) -> Array:
     """n times whose (sigma/alpha)^(1/rho) are evenly spaced from sigma_max down to sigma_min.
 
-    Karras et al. 2022, arXiv:2206.00364, eq. 5. sigma_min and sigma_max are values of sigma/alpha, clipped to what
-    the schedule reaches on its domain, and its ends when None; then the grid starts as that of `log_snr` does, at a
-    log-SNR of -10 if the schedule's is lower.
+    Args:
+        schedule: the noise schedule.
+        n: the number of times.
+        rho: the exponent; larger values take shorter steps at low noise.
+        sigma_min: the last sigma/alpha, clipped to what the schedule reaches; its own end if None.
+        sigma_max: the first sigma/alpha, clipped likewise; if None the schedule's own end, but as for `log_snr` no
+            log-SNR below -10.
+        size: the length of the result if n is traced; the last time repeats up to it.
+
+    Returns:
+        The times, (n,) or (size,), descending.
+
+    Raises:
+        ValueError: if the two ends leave no range.
+
+    Reference:
+        Karras et al. 2022, arXiv:2206.00364, eq. 5.
     """
 
     def ratio(first, last, u):
@@ -77,8 +120,22 @@ def polyexponential(
 ) -> Array:
     """n times with log(sigma/alpha) = log sigma_min + (1 - u)^rho log(sigma_max/sigma_min), u evenly spaced in [0, 1].
 
-    rho = 1 is `exponential`; a larger rho takes shorter steps at low noise. The name is k-diffusion's. sigma_min and
-    sigma_max are as in `karras`.
+    rho = 1 is `exponential`. The name is that of Crowson's k-diffusion.
+
+    Args:
+        schedule: the noise schedule.
+        n: the number of times.
+        rho: the exponent; larger values take shorter steps at low noise.
+        sigma_min: the last sigma/alpha, clipped to what the schedule reaches; its own end if None.
+        sigma_max: the first sigma/alpha, clipped likewise; if None the schedule's own end, but as for `log_snr` no
+            log-SNR below -10.
+        size: the length of the result if n is traced; the last time repeats up to it.
+
+    Returns:
+        The times, (n,) or (size,), descending.
+
+    Raises:
+        ValueError: if the two ends leave no range.
     """
 
     def ratio(first, last, u):
@@ -90,10 +147,26 @@ def polyexponential(
 def beta(schedule: Schedule, n, alpha=0.6, beta=0.6, t_min=None, t_max=None, *, size: int | None = None) -> Array:
     """n times at the quantiles 1, ..., 0 of a Beta(alpha, beta) law over [t_min, t_max]: dense at both ends.
 
-    t = t_min + (t_max - t_min) I^(-1)(1 - u; alpha, beta), I being the incomplete beta function and u evenly spaced.
-    alpha = beta = 1 is `uniform`. A table that ends with a little signal starts as in `log_snr`.
-    Lee et al. 2024, arXiv:2407.12173, section 3.3. Raises ValueError unless both are
-    positive.
+    t = t_min + (t_max - t_min) I^(-1)(1 - u; alpha, beta), where I is the incomplete beta function and u evenly spaced.
+    alpha = beta = 1 is `uniform`. A table that ends with a little signal starts as for `log_snr`.
+
+    Args:
+        schedule: the noise schedule.
+        n: the number of times.
+        alpha: the law's first parameter, positive.
+        beta: the law's second parameter, positive.
+        t_min: the last time, the schedule's own end if None.
+        t_max: the first time, the schedule's own end if None.
+        size: the length of the result if n is traced; the last time repeats up to it.
+
+    Returns:
+        The times, (n,) or (size,), descending.
+
+    Raises:
+        ValueError: for parameters that are not positive, and ends out of order or outside the schedule.
+
+    Reference:
+        Lee et al. 2024, arXiv:2407.12173, section 3.3.
     """
     if concrete(alpha, beta) and not (alpha > 0 and beta > 0):
         raise ValueError(f"grid.beta: alpha and beta must be positive, got {alpha} and {beta}")
@@ -125,13 +198,26 @@ def _beta_quantile_jvp(primals, tangents):
 
 
 def shift(times: Array, shift) -> Array:
-    """Times of a `Flow` grid moved to a higher resolution's noise: shift t / (1 + (shift - 1) t), shape of `times`.
+    """Times of a `Flow` grid moved to a higher resolution's noise: shift t / (1 + (shift - 1) t).
 
-    shift = sqrt(pixels / base pixels) keeps the uncertainty of the base resolution; the network is still shown the new
-    times. Esser et al. 2024, arXiv:2403.03206, eq. 23. Raises ValueError unless shift > 0.
+    shift = sqrt(pixels / base pixels) keeps the uncertainty of the base resolution. The network is still shown the new
+    times.
 
     >>> [round(float(t), 3) for t in shift(uniform(3, 0.0), 3.0)]
     [1.0, 0.75, 0.0]
+
+    Args:
+        times: times of any shape.
+        shift: how much noisier, positive; 1 changes nothing.
+
+    Returns:
+        The new times, of the shape of `times`.
+
+    Raises:
+        ValueError: unless shift > 0.
+
+    Reference:
+        Esser et al. 2024, arXiv:2403.03206, eq. 23.
     """
     if concrete(shift) and not shift > 0:
         raise ValueError(f"grid.shift: shift must be positive, got {shift}")
@@ -140,16 +226,29 @@ def shift(times: Array, shift) -> Array:
 
 
 def of_sigmas(schedule: Schedule, sigmas, n=None, *, size: int | None = None) -> Array:
-    """The times at which sigma/alpha is `sigmas`, (K,), descending; with `n`, that list interpolated to n times.
+    """The times at which sigma/alpha has given values; with n, a list of values interpolated to n times.
 
-    For published lists ("align your steps", Sabour et al. 2024, arXiv:2404.14507), whose log sigma is interpolated
-    linearly along the list, as there. One value may lie beyond each end of the schedule's range and is clipped to it.
-    Raises ValueError for values that are not positive (drop a final 0: `sample` denoises at the last time), do not
-    descend, or leave the range by more than one.
+    It is for published lists, whose log sigma is interpolated linearly along the list.
 
     >>> from jdiff import EDM
     >>> [round(float(EDM().sigma(t)), 3) for t in of_sigmas(EDM(), [16.0, 4.0, 1.0], 5)]
     [16.0, 8.0, 4.0, 2.0, 1.0]
+
+    Args:
+        schedule: the noise schedule.
+        sigmas: values of sigma/alpha, (K,), positive, descending. One value may lie beyond each end of the schedule's
+            range and is clipped to it. Drop a final 0: `sample` denoises at the last time.
+        n: the number of times, K if None.
+        size: the length of the result if n is traced; the last time repeats up to it.
+
+    Returns:
+        The times, (n,) or (size,), descending.
+
+    Raises:
+        ValueError: for values that are not positive, do not descend, or leave the range by more than one.
+
+    Reference:
+        Sabour et al. 2024, arXiv:2404.14507 ("align your steps").
     """
     sigmas = as_time(sigmas)
     if sigmas.ndim != 1 or not sigmas.shape[0]:
@@ -187,24 +286,38 @@ def _check_sigmas(sigmas, logs, low, high) -> None:
 
 
 def discrete(T: int, n, spacing: str = "leading", offset: int = 0, *, size: int | None = None) -> Array:
-    """n of the knots t = k/T of a DDPM table; k - 1 is the index the network sees.
+    """n of the knots t = k/T of a DDPM table; k - 1 is the index that the network sees.
 
     k - 1 = j (T // n) + offset for `leading` (DDIM's), round(T - j T/n) - 1 for `trailing`, round(j (T - 1)/(n - 1))
-    for `linspace`; halves round to even. Lin et al. 2023, arXiv:2305.08891, table 2. Raises ValueError for n > T, an
-    unknown spacing, or an offset that leaves the table.
+    for `linspace`; halves round to even.
 
     >>> [round(float(t) * 1000) - 1 for t in discrete(1000, 5, "leading")]
     [800, 600, 400, 200, 0]
     >>> [round(float(t) * 1000) - 1 for t in discrete(1000, 5, "trailing")]
     [999, 799, 599, 399, 199]
+
+    Args:
+        T: the number of steps of the table.
+        n: the number of times, at most T.
+        spacing: leading, trailing or linspace.
+        offset: what is added to each index.
+        size: the length of the result if n is traced; the last time repeats up to it.
+
+    Returns:
+        The times, (n,) or (size,), descending.
+
+    Raises:
+        ValueError: for n > T, an unknown spacing, or an offset that leaves the table.
+
+    Reference:
+        Lin et al. 2023, arXiv:2305.08891, table 2.
     """
-    if spacing not in _SPACINGS:
-        raise ValueError(f"grid.discrete: unknown spacing {spacing!r}; one of {', '.join(_SPACINGS)}")
+    index_of = choose("spacing of grid.discrete", spacing, _SPACINGS)
     _check_count(n, size)
     if concrete(n) and n > T:
         raise ValueError(f"grid.discrete: {n} times from a table of {T}; n must be at most T")
     j = jnp.minimum(jnp.arange(size or n), n - 1)
-    index = _SPACINGS[spacing](T, n, j) + offset
+    index = index_of(T, n, j) + offset
     if concrete(index) and not (0 <= np.asarray(index).min() and np.asarray(index).max() < T):
         raise ValueError(f"grid.discrete: offset {offset} leaves the table: indices would run to {index.max()} of {T}")
     return (index + 1).astype(float) / T

@@ -22,18 +22,31 @@ def optimize(
     steps: int = 200,
     learning_rate=0.05,
 ) -> tuple[Array, Array]:
-    """Learn the times between the ends of a grid: (times of the least loss seen (N,), losses (steps,)).
+    """Learn the times between the ends of a grid by gradients through the sampler.
 
-    The loss is the mean of |run(times) - truth|^2; the log-SNR between the fixed ends is divided by a softmax, so the
-    times descend whatever the gradient says; one `lax.scan` of Adam, whose first loss is that of the `times` given.
-    `truth` is what a fine grid makes of the same noise (and, for a stochastic solver, `jdiff.BrownianTree`):
+    The loss is the mean of |run(times) - truth|^2. The log-SNR between the fixed ends is divided by a softmax, so the
+    times descend whatever the gradient says. One `lax.scan` of Adam; the first loss is that of the `times` given:
 
         run = lambda times: jdiff.sample(solver, denoise, schedule, x, times)
         truth = run(jdiff.grid.log_snr(schedule, 200))
         times, losses = jdiff.grid.optimize(run, schedule, jdiff.grid.log_snr(schedule, 6), truth)
 
-    Learning by differentiating through the sampler: Watson et al. 2022, arXiv:2202.05830. Raises ValueError for bad
-    times, and when run(times) and truth differ in shape.
+    Args:
+        run: the sampler, times (N,) -> samples.
+        schedule: the noise schedule.
+        times: (N,), descending, where learning starts.
+        truth: what a fine grid makes of the same noise (and, for a stochastic solver, of the same `BrownianTree`).
+        steps: steps of Adam.
+        learning_rate: of Adam, on the logits of the softmax.
+
+    Returns:
+        (times of the least loss seen (N,), losses (steps,)).
+
+    Raises:
+        ValueError: for bad times, and when run(times) and truth differ in shape.
+
+    Reference:
+        Watson et al. 2022, arXiv:2202.05830.
     """
     times = check_times(schedule, times)
     shape = jax.eval_shape(run, times).shape

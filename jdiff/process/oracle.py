@@ -152,7 +152,7 @@ class MixtureDenoiser(Denoise):
             shift = alpha * jnp.einsum("kde,bke->bkd", mixture.covariances, away)
             return jnp.einsum("bk,bkd->bd", r, mixture.means[None] + shift)
 
-        x0 = _per_time(one, self.schedule, x, t)
+        x0 = _per_time(one, self.schedule, x, t).astype(x.dtype)
         return Prediction(x0, eps_from(self.schedule, x0, x, t))
 
 

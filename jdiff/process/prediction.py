@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 
 from jdiff.core.arrays import Array
 from jdiff.core.checks import check_same_shape
@@ -63,6 +64,7 @@ class PlainDenoise(Denoise):
             raise ValueError("a plain function does not say its schedule; give jdiff.as_denoise(function, schedule)")
         x0 = (self.pytree if self.code is None else self.code)(x, t)
         check_same_shape("the denoiser's output", x0, "x", x)
+        x0 = jnp.asarray(x0, x.dtype)  # as of a network: solvers compute in the dtype of x
         return Prediction(x0, eps_from(self.schedule, x0, x, t))
 
 

@@ -22,10 +22,17 @@ def derivative(f, t):
 
 
 def forward(schedule: Schedule, t) -> tuple[Array, Array]:
-    """(f, g^2) of dx = f x dt + g dw:  f = (log alpha)',  g^2 = -sigma^2 (log SNR)'; shape of `t`.
+    """The coefficients of the forward SDE dx = f x dt + g dw:  f = (log alpha)',  g^2 = -sigma^2 (log SNR)'.
 
-    Holds where alpha > 0 and t >= t_min.  Song et al. 2021, arXiv:2011.13456, eq. 5; Kingma et al. 2021,
-    arXiv:2107.00630, section 3.1.
+    Args:
+        schedule: the noise schedule.
+        t: times of any shape, where alpha > 0 and t >= t_min.
+
+    Returns:
+        (f, g^2), each of the shape of t.
+
+    Reference:
+        Song et al. 2021, arXiv:2011.13456, eq. 5; Kingma et al. 2021, arXiv:2107.00630, section 3.1.
     """
     t = as_time(t)
     f = derivative(lambda t: safe_log(schedule.alpha(t)), t)
@@ -34,15 +41,37 @@ def forward(schedule: Schedule, t) -> tuple[Array, Array]:
 
 
 def score(denoise: Denoise, schedule: Schedule, x: Array, t) -> Array:
-    """grad log p_t(x) = (alpha_t E[x_0 | x_t] - x) / sigma_t^2, (B, ...): Tweedie's formula (Efron 2011)."""
+    """grad log p_t(x) = (alpha_t E[x_0 | x_t] - x) / sigma_t^2: Tweedie's formula.
+
+    Args:
+        denoise: a denoiser, or a function (x, t) -> E[x_0 | x_t].
+        schedule: the noise schedule.
+        x: x_t, (B, ...), floating.
+        t: times, () or (B,), with sigma_t > 0.
+
+    Returns:
+        The score, of the shape of x.
+
+    Reference:
+        Efron 2011, "Tweedie's formula and selection bias".
+    """
     alpha, sigma = rates(schedule, t, x)
     return (alpha * as_denoise(denoise, schedule)(x, t) - x) / sigma**2
 
 
 def reverse(denoise: Denoise, schedule: Schedule) -> Callable:
-    """The reverse-time SDE as (x, t) -> (drift, diffusion):  dx = (f x - g^2 score) dt + g dw, t falling.
+    """The reverse-time SDE, dx = (f x - g^2 score) dt + g dw with t falling.
 
-    drift: (B, ...) like x; diffusion: g, of the shape of t.  Song et al. 2021, arXiv:2011.13456, eq. 6.
+    Args:
+        denoise: a denoiser, or a function (x, t) -> E[x_0 | x_t].
+        schedule: the noise schedule.
+
+    Returns:
+        A function (x, t) -> (drift, diffusion): the drift is of the shape of x (B, ...), the diffusion g of the shape
+        of t.
+
+    Reference:
+        Song et al. 2021, arXiv:2011.13456, eq. 6.
     """
 
     def terms(x, t):
@@ -54,10 +83,19 @@ def reverse(denoise: Denoise, schedule: Schedule) -> Callable:
 
 
 def probability_flow(denoise: Denoise, schedule: Schedule) -> Callable:
-    """The probability-flow ODE as (x, t) -> dx/dt = alpha'_t E[x_0 | x_t] + sigma'_t E[eps | x_t], (B, ...).
+    """The probability-flow ODE, dx/dt = alpha'_t E[x_0 | x_t] + sigma'_t E[eps | x_t].
 
-    Equal to f x - g^2 score / 2 (Song et al. 2021, arXiv:2011.13456, eq. 13), but finite at alpha = 0; the velocity
-    of flow matching (Lipman et al. 2022, arXiv:2210.02747).
+    It equals f x - g^2 score / 2, but is finite at alpha = 0; it is the velocity of flow matching.
+
+    Args:
+        denoise: a denoiser, or a function (x, t) -> E[x_0 | x_t].
+        schedule: the noise schedule.
+
+    Returns:
+        A function (x, t) -> dx/dt, of the shape of x (B, ...).
+
+    Reference:
+        Song et al. 2021, arXiv:2011.13456, eq. 13; Lipman et al. 2022, arXiv:2210.02747.
     """
 
     denoise = as_denoise(denoise, schedule)

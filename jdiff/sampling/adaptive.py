@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jdiff.core.arrays import Array, as_time, expand
 from jdiff.core.checks import check_floating
 from jdiff.core.keys import each
+from jdiff.core.names import choose
 from jdiff.core.pytrees import concrete, row_axes, varying
 from jdiff.process.clock import Schedule, check_schedule, log_snr, time_of
 from jdiff.process.prediction import Denoise, as_denoise
@@ -58,24 +59,42 @@ def sample_adaptive(
     adjoint: str = "checkpoint",
     max_steps: int = 4096,
 ):
-    """Integrate from noise x (B, ...) at t_max down to t_min with adaptive steps, then denoise: (x_0, `Info`).
+    """Integrate from noise at t_max down to t_min with adaptive steps, then denoise.
 
-    dx/dt = alpha' x_0 + sigma' eps, with the step of each sample chosen from its own error against rtol and atol; on
-    `Discrete` tables the clock is the log-SNR, which has no kinks. `sde=True` integrates the reverse SDE, in log-SNR,
-    by ShARK on a virtual Brownian path per sample (`key`: one, or (B,)).  Song et al. 2021, arXiv:2011.13456, section
-    4.3; Kidger 2021, arXiv:2202.02435 (diffrax).
+    dx/dt = alpha' x_0 + sigma' eps, with the step of each sample chosen from its own error against rtol and atol. On a
+    schedule with kinks, as a table, the clock is the log-SNR, in which the path has none. With `sde` it is the reverse
+    SDE, in log-SNR, by ShARK on a virtual Brownian path per sample.
 
-    `method`: tsit5, dopri5, dopri8, bosh3, heun; kvaerno3, kvaerno5 for stiff ones. `adjoint`: "checkpoint" (reverse
-    mode, exact, memory by recursive checkpoints), "backsolve" (the continuous adjoint, constant memory), "forward"
-    (jvp). The arrays in a denoiser's `per_sample` fields, as labels and weights (B,), follow the samples; a plain
-    function may hold no such rows. All but the numbers and arrays are static under jit. Raises ValueError for unknown
-    names, times out of order or outside the schedule, rows of another batch, sde without a key, and inside a
-    `jax.shard_map` that has not check_vma=False; ImportError without diffrax (the `adaptive` extra).
+    Args:
+        denoise: a denoiser, or a function (x, t) -> E[x_0 | x_t]. The arrays in its `per_sample` fields, as labels and
+            weights (B,), follow the samples; a plain function may hold no such rows.
+        schedule: the schedule of the process.
+        x: noise at t_max, (B, ...), floating.
+        key: for the SDE, one key or (B,) of them.
+        t_max: where to start; the schedule's own end if None.
+        t_min: where to stop; the schedule's own end if None.
+        rtol: the relative error of a step, per sample.
+        atol: the absolute error of a step, per sample.
+        method: tsit5, dopri5, dopri8, bosh3 or heun; kvaerno3 or kvaerno5 for stiff problems. Unused with `sde`.
+        sde: whether to integrate the reverse SDE.
+        adjoint: "checkpoint" (reverse mode, exact, memory by recursive checkpoints), "backsolve" (the continuous
+            adjoint, constant memory) or "forward" (jvp).
+        max_steps: steps after which a sample gives up; its `success` is then False.
+
+    Returns:
+        (x_0 (B, ...), `Info`). All arguments but numbers and arrays are static under jit.
+
+    Raises:
+        ValueError: for unknown names, times out of order or outside the schedule, rows of another batch, `sde` without
+            a key, and inside a `jax.shard_map` that has not check_vma=False.
+        ImportError: without diffrax (the `adaptive` extra).
+
+    Reference:
+        Song et al. 2021, arXiv:2011.13456, section 4.3; Kidger 2021, arXiv:2202.02435 (diffrax).
     """
     diffrax = _diffrax()
-    for kind, name, table in (("method", method, METHODS), ("adjoint", adjoint, ADJOINTS)):
-        if name not in table:
-            raise ValueError(f"sample_adaptive: unknown {kind} {name!r}; one of {', '.join(table)}")
+    choose("method of sample_adaptive", method, METHODS)
+    choose("adjoint of sample_adaptive", adjoint, ADJOINTS)
     check_floating("x", x)
     check_schedule(schedule)
     denoise = as_denoise(denoise, schedule)

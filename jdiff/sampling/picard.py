@@ -38,19 +38,36 @@ def sample_parallel(
     std=0.5,
     sharding=None,
 ) -> tuple[Array, Info]:
-    """What `sample` returns, in fewer calls one after the other: (x_0 (B, ...), Info). For solvers without memory.
+    """What `sample` returns, in fewer calls of the network one after the other; for solvers without memory.
 
-    A sweep takes all steps of a window at once, phi_j(x_j), on `window` times the batch, and sets
-    x_{j+1} <- phi_j(x_j) + a_j (x_j new - x_j),  a_j being phi_j' for data of variance std^2. The window then moves up
-    to the first state that changed by more, in root mean square, than `tol` times the noise that DDPM adds in its step,
-    and by one step at least: `window=1` is `sample` itself.
-    Shih et al. 2023, arXiv:2305.16317, algorithm 1, where a_j is 1 (for ancestral sampling ours takes 2/3 the sweeps).
+    A sweep takes all steps of a window at once, phi_j(x_j), on `window` times the batch, and sets x_{j+1} <- phi_j(x_j)
+    + a_j (x_j new - x_j), where a_j is phi_j' for data of variance std^2. The window then moves up to the first state
+    that changed by more, in root mean square, than `tol` times the noise that DDPM adds in its step, and by one step at
+    least: `window=1` is `sample` itself.
 
-    window: how many steps at once, all if None. max_sweeps: then at least steps / max_sweeps are accepted in a sweep,
-    converged or not. std: of the data; it changes the number of sweeps, not what they tend to. sharding: of arrays
-    (window, B, ...), `NamedSharding(mesh, P("window"))`, spreads the window over devices. Under `jax.jit`, window,
-    max_sweeps and sharding are static. Inside `jax.shard_map` each device sweeps until its own rows have settled.
-    Without reverse mode. Raises ValueError for solvers with memory, for windows that do not fit, and as `sample` does.
+    Args:
+        solver: a solver without memory, as DDIM or Heun.
+        denoise: as for `sample`.
+        schedule: as for `sample`.
+        x: as for `sample`.
+        times: as for `sample`.
+        key: as for `sample`.
+        window: how many steps at once, all if None.
+        tol: the change that counts as none, as a share of DDPM's noise.
+        max_sweeps: at least steps / max_sweeps are accepted in a sweep, converged or not; None for no limit.
+        std: the standard deviation of the data. It changes the number of sweeps, not what they tend to.
+        sharding: of arrays (window, B, ...); `NamedSharding(mesh, P("window"))` spreads the window over devices.
+
+    Returns:
+        (x_0 (B, ...), `Info`). There is no reverse mode. Under `jax.jit`, window, max_sweeps and sharding are static.
+        Inside `jax.shard_map` each device sweeps until its own rows have settled.
+
+    Raises:
+        ValueError: for solvers with memory, for windows that do not fit, and as `sample` does.
+
+    Reference:
+        Shih et al. 2023, arXiv:2305.16317, algorithm 1, where a_j is 1; for ancestral sampling ours takes 2/3 of the
+        sweeps.
     """
     times = check_times(schedule, times)
     denoise = as_denoise(denoise, schedule)
@@ -130,9 +147,11 @@ def _slopes(solver, schedule, steps, std):
     oracle = _Gaussian(schedule, std)
 
     def slope(now):
-        f = lambda x: solver.step(oracle, schedule, x, now, (), noise_of_step(keys, now.i, now.t, now.s))[0]  # noqa: E731
+        def end(x):
+            return solver.step(oracle, schedule, x, now, (), noise_of_step(keys, now.i, now.t, now.s))[0]
+
         one = jnp.ones((1, 1), now.t.dtype)
-        return jax.jvp(f, (one,), (one,))[1][0, 0]
+        return jax.jvp(end, (one,), (one,))[1][0, 0]
 
     return jnp.maximum(jnp.nan_to_num(jax.vmap(slope)(steps), nan=1.0, posinf=1.0, neginf=0.0), 0)
 
