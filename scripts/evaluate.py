@@ -1,10 +1,11 @@
 """Measure a trained run: `python scripts/evaluate.py RUN_DIR [--num 500 --guidance 1 2 ...]`.
 
-Images with classes: how often a classifier trained on the real training split assigns the asked label; the Frechet
-distance to held-out images in the classifier's features, over that of training images; the median distance of pixels
-to the nearest training image, over that of held-out images. The classifier is a support vector machine, its features 24
-principal components; with --judge a ResNet. Planes: sliced Wasserstein-2 to fresh points, over the distance between two
-fresh sets.
+Of images with classes it measures three things. How often a judge, trained on the real training split, assigns the
+label that was asked for. The Frechet distance to held-out images in the judge's features, and its ratio to that of
+training images. The median distance of pixels to the nearest training image, over that of held-out images. The judge
+is a support vector machine with 24 principal components as features, or with --judge a ResNet.
+
+Of points on the plane it measures the sliced Wasserstein-2 distance to fresh points, over that between two fresh sets.
 """
 
 import dataclasses
@@ -51,47 +52,52 @@ def main(argv: list[str]) -> int:
     if a.judge is not None:
         check_judge(a.judge)
     run = runs.open_run(a.run_dir)
-    hows = [dataclasses.replace(run.config.sample, guidance=w) for w in a.guidance]
-    for how in hows:
-        dataclasses.replace(run.config, sample=how)  # checks the numbers
+    samplings = [dataclasses.replace(run.config.sample, guidance=w) for w in a.guidance]
+    for sampling in samplings:
+        dataclasses.replace(run.config, sample=sampling)  # checks the numbers
     step, params = runs.restore_ema(run)
     key, data = jax.random.key(a.seed), run.dataset
     if not data.is_image:
         x, _ = runs.draw(run, params, key, 10_000, run.config.sample)
         print(plane_line(data.to_data(x), run.config))
         return 0
-    if not data.classes or not len(data.held_x):
-        lacks = "classes" if len(data.held_x) else "held-out images"
-        raise configs.ConfigError(f"{data.name} has no {lacks}, without which samples cannot be judged")
-    if data.classes < 2 or len(data.held_x) < 2:
-        few = f"{data.classes} classes and {len(data.held_x)} held-out images"
-        raise configs.ConfigError(f"{data.name} has {few}; samples are judged by 2 or more of each")
-    look, train, held = judge(a, data)
+
+    check_images(data)
+    judge, train, held = judge_and_features(a, data)
     if a.num <= held.shape[1]:
         raise configs.ConfigError(
             f"--num {a.num} is too few: the covariance of {held.shape[1]} features needs {held.shape[1] + 1} or more"
         )
-    pixels, held_pixels = (flat(data.to_model(x)) for x in (data.x, data.held_x[pick(len(data.held_x), a.num, a.seed)]))
+    held_rows = data.held_x[pick(len(data.held_x), a.num, a.seed)]
+    pixels, held_pixels = flat(data.to_model(data.x)), flat(data.to_model(held_rows))
     usual = np.median(metrics.nearest_distance(held_pixels, pixels))
-    accuracy = np.mean(look(data.held_x)[0] == data.held_labels)
+    accuracy = np.mean(judge(data.held_x)[0] == data.held_labels)
     print(f"step {step:,}; classifier on real held-out images: {accuracy:.1%}", flush=True)
-    for how in hows:
-        x, labels = runs.draw(run, params, key, a.num, how)
+    for sampling in samplings:
+        x, labels = runs.draw(run, params, key, a.num, sampling)
         images = data.to_data(x)
-        seen, features = look(images)
-        ours, theirs = (metrics.frechet(part, held) for part in (features, train))
+        found, features = judge(images)
+        ours, theirs = metrics.frechet(features, held), metrics.frechet(train, held)
         near = np.median(metrics.nearest_distance(flat(data.to_model(images)), pixels))
         print(
-            f"guidance {how.guidance:g}: as asked {np.mean(seen == labels):.1%}, Frechet distance {ours:.3g}, ratio "
-            f"{ours / theirs:.2f}, nearest-neighbour ratio {near / usual:.2f}",
+            f"guidance {sampling.guidance:g}: as asked {np.mean(found == labels):.1%}, Frechet distance {ours:.3g}, "
+            f"ratio {ours / theirs:.2f}, nearest-neighbour ratio {near / usual:.2f}",
             flush=True,
         )
     return 0
 
 
-def pick(size: int, num: int, seed: int) -> np.ndarray:
-    """Rows of a set of `size`, `num` of them or all, drawn without replacement: sets may be sorted by class."""
-    return np.random.default_rng(seed).permutation(size)[:num]
+# -------------------------------------------------------------------- images
+
+
+def check_images(data) -> None:
+    """Raise ConfigError unless a set has two classes and two held-out images or more, by which to judge."""
+    if not data.classes or not len(data.held_x):
+        lacks = "classes" if len(data.held_x) else "held-out images"
+        raise configs.ConfigError(f"{data.name} has no {lacks}, without which samples cannot be judged")
+    if data.classes < 2 or len(data.held_x) < 2:
+        has = f"{data.classes} classes and {len(data.held_x)} held-out images"
+        raise configs.ConfigError(f"{data.name} has {has}; samples are judged by 2 or more of each")
 
 
 def check_judge(path: str) -> None:
@@ -102,10 +108,10 @@ def check_judge(path: str) -> None:
         configs.check_writable(path)
 
 
-def judge(a: Arguments, data):
-    """(images as stored -> (labels, features), features of the training set, and of the held-out)."""
+def judge_and_features(a: Arguments, data):
+    """(the judge: images as stored -> (labels, features); features of training images; features of held-out images)."""
     if a.judge is None:
-        look = pixels_judge(data)
+        judge = pixels_judge(data)
     else:
         path = Path(a.judge)
         if not path.exists():
@@ -113,15 +119,15 @@ def judge(a: Arguments, data):
             metrics.save_judge(path, metrics.fit_judge(data))
         resnet = metrics.load_judge(path, data)
 
-        def look(images):
+        def judge(images):
             return resnet.look(data.to_model(images))
 
-    picks = pick(len(data.x), max(len(data.held_x), 1437), 0)
-    return look, look(data.x[picks])[1], look(data.held_x)[1]
+    rows = pick(len(data.x), max(len(data.held_x), 1437), 0)
+    return judge, judge(data.x[rows])[1], judge(data.held_x)[1]
 
 
 def pixels_judge(data, components: int = 24):
-    """A support vector machine, and principal components."""
+    """A judge that is a support vector machine for the labels, and principal components for the features."""
     with needs("judging images needs"):
         from sklearn.decomposition import PCA
         from sklearn.svm import SVC
@@ -130,22 +136,32 @@ def pixels_judge(data, components: int = 24):
     components = min(components, *train.shape, len(data.held_x) - 1)
     machine, pca = SVC(C=10, gamma="scale").fit(train, data.labels), PCA(components, random_state=0).fit(train)
 
-    def look(images):
+    def judge(images):
         points = flat(data.to_model(images))
         return machine.predict(points), pca.transform(points)
 
-    return look
+    return judge
+
+
+def pick(size: int, num: int, seed: int) -> np.ndarray:
+    """Rows of a set of `size`, `num` of them or all, drawn without replacement: sets may be sorted by class."""
+    return np.random.default_rng(seed).permutation(size)[:num]
 
 
 def flat(images) -> np.ndarray:
+    """The numbers of each image in one row."""
     return np.asarray(images, np.float64).reshape(len(images), -1)
 
 
-def plane_line(x, config) -> str:
+# -------------------------------------------------------------------- planes
+
+
+def plane_line(x, config: configs.Config) -> str:
+    """What is measured of points, in words."""
     if config.data.name not in ("scurve", "moons", "circles", "swiss_roll"):
         raise configs.ConfigError(f"data set {config.data.name!r} cannot make fresh points to compare with")
-    how = [config.data.args | dict(n=len(x), seed=1000 + i) for i in range(FRESH_SETS)]
-    fresh = [load(config.data.name, **args).x for args in how]
+    args = [config.data.args | dict(n=len(x), seed=1000 + i) for i in range(FRESH_SETS)]
+    fresh = [load(config.data.name, **one).x for one in args]
     between = np.mean([metrics.sliced_wasserstein(p, q) for i, p in enumerate(fresh) for q in fresh[:i]])
     ours = np.mean([metrics.sliced_wasserstein(x, p) for p in fresh])
     return f"sliced W2 to fresh points {ours:.5f}, between fresh sets {between:.5f}, ratio {ours / between:.2f}"

@@ -13,7 +13,7 @@ import numpy as np
 
 from jdiff import config as configs
 from jdiff import runs
-from jdiff.config import Named
+from jdiff.config import Named, Sample
 from jdiff.core import files
 from jdiff.runs import plot
 from jdiff.train import checkpoint, params_file
@@ -67,31 +67,12 @@ def main(argv: list[str]) -> int:
     configs.check_seed(a.seed)
     configs.check_writable(out)
     run = runs.open_run(a.run_dir)
-    how = run.config.sample
-    eta = {} if a.eta is None else {"eta": a.eta}
-    how = dataclasses.replace(
-        how,
-        num=a.num,
-        solver=changed(how.solver, a.solver, a.solver_args, eta),
-        grid=changed(how.grid, a.grid, a.grid_args),
-        steps=how.steps if a.steps is None else a.steps,
-        guidance=how.guidance if a.guidance is None else a.guidance,
-        clip=how.clip if a.clip is None else a.clip,
-    )
-    config = dataclasses.replace(run.config, sample=how)  # checks the numbers
-    configs.build_sampler(config.sample, run.schedule)
-    try:
-        if a.params is None:
-            step, params = runs.restore_ema(run, a.step)
-            source = f"step {step:,}"
-        else:
-            with checkpoint.told():
-                params, source = params_file.load_params(a.params, runs.like(run)), a.params
-    except checkpoint.CheckpointError as error:
-        offer = f"; use it with --step {error.last_good}" if error.last_good is not None else ""
-        raise configs.ConfigError(f"{error}{offer}") from error
+    sampling = asked(a, run.config.sample)
+    dataclasses.replace(run.config, sample=sampling)  # checks the numbers
+    configs.build_sampler(sampling, run.schedule)
+    source, params = restored(a, run)
 
-    x, labels = runs.draw(run, params, jax.random.key(a.seed), a.num, how, a.labels or None)
+    x, labels = runs.draw(run, params, jax.random.key(a.seed), a.num, sampling, a.labels or None)
     samples = run.dataset.to_data(x)
     if out.suffix == ".npz":
         labels = np.full(a.num, -1) if labels is None else labels  # -1: this run has no classes
@@ -102,14 +83,36 @@ def main(argv: list[str]) -> int:
     else:
         real = run.dataset.held_x if len(run.dataset.held_x) else run.dataset.x
         plot.plane_figure(out, [(0.0, real)], [(0.0, samples)])
-    print(f"{a.num} samples of {source} ({how.solver.name}, {how.steps} steps, guidance {how.guidance:g}) in {out}")
+    words = f"{sampling.solver.name}, {sampling.steps} steps, guidance {sampling.guidance:g}"
+    print(f"{a.num} samples of {source} ({words}) in {out}")
     return 0
 
 
-def changed(old: Named, name: str | None, texts, more=None) -> Named:
+def asked(a: Arguments, old: Sample) -> Sample:
+    """The settings of the run's config, with those of the command line in their place."""
+    eta = {} if a.eta is None else {"eta": a.eta}
+    given = {name: getattr(a, name) for name in ("steps", "guidance", "clip") if getattr(a, name) is not None}
+    solver = changed(old.solver, a.solver, a.solver_args, eta)
+    return dataclasses.replace(old, num=a.num, solver=solver, grid=changed(old.grid, a.grid, a.grid_args), **given)
+
+
+def changed(old: Named, name: str | None, texts: tuple[str, ...], added: dict | None = None) -> Named:
     """`old` with other arguments; those of `old` are dropped if another name is given."""
     base = old if name in (None, old.name) else Named(name)
-    return Named(base.name, base.args | dict(map(configs.setting, texts)) | (more or {}))
+    return Named(base.name, base.args | dict(map(configs.setting, texts)) | (added or {}))
+
+
+def restored(a: Arguments, run: runs.Run):
+    """(where the parameters are from, in words; the parameters)."""
+    try:
+        if a.params is not None:
+            with checkpoint.told():
+                return a.params, params_file.load_params(a.params, runs.like(run))
+        step, params = runs.restore_ema(run, a.step)
+        return f"step {step:,}", params
+    except checkpoint.CheckpointError as error:
+        offer = f"; use it with --step {error.last_good}" if error.last_good is not None else ""
+        raise configs.ConfigError(f"{error}{offer}") from error
 
 
 if __name__ == "__main__":

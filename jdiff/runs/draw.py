@@ -19,14 +19,14 @@ from jdiff.solvers import Remember
 EXPLODED = 1e6  # of a sample in the model's numbers, which are about 1
 
 
-def make_denoiser(run: Run, params: Any, labels, how: Sample):
+def make_denoiser(run: Run, params: Any, labels, sampling: Sample):
     """The denoiser of a run, with the guidance and the limits that a sampling asks for.
 
     Args:
         run: the run.
         params: the parameters of its network.
         labels: the classes of the samples (B,), or None where the run has no classes.
-        how: the weight of the guidance, and the limit of the estimates of x_0.
+        sampling: the weight of the guidance, and the limit of the estimates of x_0.
 
     Returns:
         A `Denoise`.
@@ -40,10 +40,10 @@ def make_denoiser(run: Run, params: Any, labels, how: Sample):
         )  # fmt: skip
 
     denoise = given(labels)
-    if labels is not None and how.guidance != 1:
+    if labels is not None and sampling.guidance != 1:
         no_class = jnp.full_like(labels, run.dataset.classes)
-        denoise = guidance.cfg(denoise, given(no_class), how.guidance)
-    return denoise if how.clip is None else guidance.threshold(denoise, run.schedule, how.clip)
+        denoise = guidance.cfg(denoise, given(no_class), sampling.guidance)
+    return denoise if sampling.clip is None else guidance.threshold(denoise, run.schedule, sampling.clip)
 
 
 def draw(
@@ -51,7 +51,7 @@ def draw(
     params: Any,
     key,
     num: int,
-    how: Sample,
+    sampling: Sample,
     labels: Sequence[int] | None = None,
     *,
     batch: int = 500,
@@ -64,7 +64,7 @@ def draw(
         params: the parameters of its network.
         key: a typed key; it names an endless stream of samples.
         num: how many of them to draw.
-        how: solver, times, guidance and limits.
+        sampling: solver, times, guidance and limits.
         labels: classes to cycle through; None for all classes.
         batch: the most samples to draw at once.
         path: whether to return the states on the way too.
@@ -81,7 +81,7 @@ def draw(
         _check_labels(labels, classes)
     cycle = np.resize(np.arange(classes) if labels is None else np.asarray(labels), num) if classes else None
     size = min(batch, num)
-    one_batch = jax.jit(make_sampler(run, how, size), static_argnames="path")
+    one_batch = jax.jit(make_sampler(run, sampling, size), static_argnames="path")
     samples, paths = [], []
     for first in range(0, num, size):
         rows = np.minimum(np.arange(first, first + size), num - 1)  # the last batch is filled up, then cut
@@ -96,12 +96,12 @@ def draw(
     return (samples, cycle, np.concatenate(paths, axis=1)) if path else (samples, cycle)
 
 
-def make_sampler(run: Run, how: Sample, size: int) -> Callable:
+def make_sampler(run: Run, sampling: Sample, size: int) -> Callable:
     """What draws one batch of a run, to be jitted.
 
     Args:
         run: the run.
-        how: solver, times, guidance and limits.
+        sampling: solver, times, guidance and limits.
         size: samples in a batch, B.
 
     Returns:
@@ -111,12 +111,13 @@ def make_sampler(run: Run, how: Sample, size: int) -> Callable:
     Raises:
         ConfigError: guidance is asked for without classes, or the solver or the times have no meaning.
     """
-    if how.guidance != 1 and not run.dataset.classes:
-        raise ConfigError(f"guidance {how.guidance} needs classes, and {run.dataset.name} has none; use guidance 1")
-    solver, times = configs.build_sampler(how, run.schedule)
+    if sampling.guidance != 1 and not run.dataset.classes:
+        weight = sampling.guidance
+        raise ConfigError(f"guidance {weight} needs classes, and {run.dataset.name} has none; use guidance 1")
+    solver, times = configs.build_sampler(sampling, run.schedule)
     if run.config.self_conditioning is not None:
         solver = Remember(solver)
-    mean, std = run.dataset.moments() if how.match_prior else (0.0, 0.0)
+    mean, std = run.dataset.moments() if sampling.match_prior else (0.0, 0.0)
 
     def one_batch(params, key, rows, labels, path):
         prior_key, solver_key = jax.random.split(key)
@@ -124,7 +125,7 @@ def make_sampler(run: Run, how: Sample, size: int) -> Callable:
             jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(rows) for k in (prior_key, solver_key)
         )
         start = prior(run.schedule, prior_keys, (size, *run.dataset.shape), times[0], mean=mean, std=std)
-        denoise = make_denoiser(run, params, labels, how)
+        denoise = make_denoiser(run, params, labels, sampling)
         if not path:
             return sample(solver, denoise, run.schedule, start, times, solver_keys), None
         x, states = sample(solver, denoise, run.schedule, start, times, solver_keys, path=True)

@@ -39,22 +39,22 @@ def picture(run: Run, params: Any, name: str) -> Path:
 
 def images(run: Run, params: Any, key, path: Path) -> None:
     """Write a grid of images: a row for each class, or rows of ten where there are no classes."""
-    how, data = run.config.sample, run.dataset
+    sampling, data = run.config.sample, run.dataset
     if not data.classes:
-        x, _ = draw(run, params, key, how.num, how)
+        x, _ = draw(run, params, key, sampling.num, sampling)
         plot.image_grid(path, data.to_data(x), columns=10)
         return
-    columns = max(1, how.num // data.classes)
+    columns = max(1, sampling.num // data.classes)
     labels = np.repeat(np.arange(data.classes), columns)
-    x, _ = draw(run, params, key, len(labels), how, labels)
+    x, _ = draw(run, params, key, len(labels), sampling, labels)
     plot.image_grid(path, data.to_data(x), columns, range(data.classes))
 
 
 def plane(run: Run, params: Any, key, path: Path) -> None:
     """Write the figure of a plane: the data as noise grows, the samples as it falls, and the loss so far."""
-    how, data = run.config.sample, run.dataset
-    x, _, states = draw(run, params, key, how.num, how, batch=how.num, path=True)
-    _, times = configs.build_sampler(how, run.schedule)
+    sampling, data = run.config.sample, run.dataset
+    x, _, states = draw(run, params, key, sampling.num, sampling, batch=sampling.num, path=True)
+    _, times = configs.build_sampler(sampling, run.schedule)
     picks = np.unique(np.linspace(0, len(times) - 1, PANELS).round().astype(int))[:-1]
     x0 = data.to_model(data.held_x if len(data.held_x) else data.x)
     eps = jax.random.normal(key, x0.shape)

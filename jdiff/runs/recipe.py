@@ -91,8 +91,8 @@ def rehearse(run: Run) -> None:
         check_memory(run, state, "its training state")
         collections = {} if state.extra is None else {"extra": state.extra}
         jax.eval_shape(make_loss(run), params, key, x0, labels, **collections)
-        how = dataclasses.replace(run.config.sample, match_prior=False)  # its moments would read the data
-        one_batch = functools.partial(make_sampler(run, how, 2), path=False)
+        sampling = dataclasses.replace(run.config.sample, match_prior=False)  # its moments would read the data
+        one_batch = functools.partial(make_sampler(run, sampling, 2), path=False)
         jax.eval_shape(one_batch, params, key, np.arange(2), labels)
     except ConfigError:
         raise
