@@ -1,10 +1,11 @@
 """The magnitude-preserving UNet of EDM2: every layer keeps the expected size of its activations and of its weights.
 
-Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", arXiv:2312.02696, config G. The
-layers have no biases and no norms with statistics: weights are normalised where they are used (eq. 47), sums and
+Layers have no biases and no norms with statistics. Weights are normalised where they are used (eq. 47), sums and
 concatenations are rescaled, and gains that start at zero are the only free sizes. Training also normalises the stored
-weights after each update, `make_train_step(..., project=normalize_weights)`, which makes the learning rate mean what
-it says (section 2.3).
+weights after each update, by `make_train_step(..., project=normalize_weights)`: the learning rate is then the relative
+change of the weights (section 2.3).
+
+Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", arXiv:2312.02696, config G.
 """
 
 import math
@@ -23,18 +24,33 @@ from jdiff.models.registry import Tag, Training, register_model, register_tag
 from jdiff.models.resample import downsample, upsample
 from jdiff.models.transformer import attend
 
-CLIP = 256.0  # activations beyond are cut, for half precision
+CLIP = 256.0  # larger activations are cut, for half precision
 
 
 class EDM2UNet(nn.Module):
-    """A UNet for signals (B, *sizes, C) whose sizes are multiples of 2^(levels - 1); starts at output 0.
+    """A UNet for signals (B, *sizes, C) whose sizes are multiples of 2^(levels - 1); its output starts at 0.
 
-    `channels` times `multipliers` are the widths of the levels, each half the resolution of the one before; `attention`
-    lists the levels with self-attention, in heads of `head_channels`. `num_classes` of 0 is unconditional; else `cond`
-    holds labels in 0..num_classes, num_classes (or None) being "no class". The balances are t of the sums and
-    concatenations, the weight of their second part; `logvar_channels`, where not 0, of the uncertainty head.
-    `in_channels`: C, or None for any; `resolution` names tensors in published files, and binds nothing; `fused`: see
-    `transformer.attend`.
+    Args:
+        channels: the width that `multipliers` multiply.
+        multipliers: the channels of each level over `channels`; the resolution halves from one level to the next.
+        blocks: of each level on the way down; there is one more on the way up.
+        attention: the levels with self-attention, 0 being full resolution.
+        head_channels: the channels of each attention head.
+        num_classes: 0 for an unconditional network; else `cond` holds labels in 0..num_classes, num_classes (or None)
+            being "no class".
+        dropout: the rate of dropout inside blocks, in training.
+        noise_channels: the random waves of the noise label; None for the channels of the first level.
+        embed_channels: the length of the embedding; None for the channels of the widest level.
+        label_balance: the weight t of the class in its sum with the noise level.
+        concat_balance: the weight of the skip in a concatenation.
+        residual_balance: the weight of a block's branch in the sum with its input.
+        attention_balance: the weight of attention in the sum with its input.
+        logvar_channels: the random waves of the uncertainty head; 0 for no head.
+        in_channels: C, or None for any.
+        resolution: the size in the names of published tensors; images may have others.
+        remat: whether each block is computed again in the backward pass.
+        dtype: of convolutions and attention; None for that of x. Parameters and output are float32.
+        fused: see `transformer.attend`.
     """
 
     channels: int = 192
@@ -59,10 +75,20 @@ class EDM2UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False, return_logvar: bool = False):
-        """x: (B, *sizes, C), label: (B,), log(sigma) / 4 in EDM2, cond: (B,) or None; returns F, like x.
+        """Run the network.
 
-        With `return_logvar` also u (B,), the log-variance of the error at this noise level (eq. 21). Raises ValueError
-        for sizes that do not divide and for labels that do not fit the classes.
+        Args:
+            x: (B, *sizes, C).
+            label: noise labels (B,), log(sigma) / 4 in EDM2.
+            cond: class labels (B,), or None.
+            train: whether dropout is active, which needs a key named "dropout".
+            return_logvar: whether to return also u (B,), the log-variance of the error at this noise level (eq. 21).
+
+        Returns:
+            F, an array like x, or (F, u).
+
+        Raises:
+            ValueError: for sizes that do not divide, and for labels that do not fit the classes.
         """
         self._check(x, label, cond)
         widths = [self.channels * m for m in self.multipliers]
@@ -109,7 +135,7 @@ class EDM2UNet(nn.Module):
         return normalize_weights(params)
 
     def _embed(self, label, cond, widths):
-        """What each block is told: silu of noise and class, joined."""
+        """What each block is told: silu of the sum of noise level and class."""
         features = self.embed_channels or max(widths)
         noise = MPFourier(self.noise_channels or widths[0], name="fourier")(label)
         embedding = MPConv(features, name="noise")(noise)
@@ -144,8 +170,16 @@ class EDM2UNet(nn.Module):
 class EDM2Block(nn.Module):
     """Two modulated convolutions joined to their input by `mp_sum`, then perhaps self-attention.  Figure 21.
 
-    `encodes`: the input's width is changed and its pixels normalised before, else its width is changed after;
-    `resample`: "down" or "up" or None; `heads` 0 is no attention; `balances`: t of the two sums.
+    Args:
+        features: the output channels.
+        encodes: whether the input's channels are changed, and its pixels normalised, before the convolutions; if not,
+            its channels are changed after them.
+        heads: attention heads; 0 for no attention.
+        resample: "down", "up" or None.
+        dropout: the rate of dropout, in training.
+        balances: the weights of the branch and of attention in their sums.
+        dtype: of convolutions and attention; None for that of x.
+        fused: see `transformer.attend`.
     """
 
     features: int
@@ -181,7 +215,13 @@ class EDM2Block(nn.Module):
 
 
 class MPConv(nn.Module):
-    """A convolution, or a matrix product for `kernel` 1, that keeps variance: W / (rms(W) sqrt(fan in)).  Eq. 47."""
+    """A convolution by W / (rms(W) sqrt(fan in)), which keeps the variance; a matrix product for width 1.  Eq. 47.
+
+    Args:
+        features: the output channels.
+        kernel: the width in each dimension.
+        dtype: of the computation; None for that of x and the parameters.
+    """
 
     features: int
     kernel: int = 1
@@ -202,14 +242,15 @@ class MPConv(nn.Module):
 
 
 class MPFourier(nn.Module):
-    """sqrt(2) cos(w_j label + phase_j), w_j ~ N(0, (2 pi)²), phase_j uniform; (B,) -> (B, features).  Eq. 75."""
+    """sqrt(2) cos(w_j label + phase_j) with fixed random w_j ~ N(0, (2 pi)²) and uniform phase_j.  Eq. 75."""
 
     features: int
 
     @nn.compact
     def __call__(self, label):
+        """(B,) -> (B, features)."""
         label = as_float(label)
-        # parameters that no gradient reaches: checkpoints, averages and shardings need no case for them
+        # parameters that no gradient reaches: checkpoints, averages and shardings then treat them as any other
         w = self.param("frequencies", nn.initializers.normal(2 * math.pi), (self.features,), jnp.float32)
         phase = self.param("phases", nn.initializers.uniform(2 * math.pi), (self.features,), jnp.float32)
         w, phase = (lax.stop_gradient(a).astype(label.dtype)[None] for a in (w, phase))
@@ -217,10 +258,10 @@ class MPFourier(nn.Module):
 
 
 def normalize(x, axes: Sequence[int], epsilon: float = 1e-4):
-    """x / (epsilon + root mean square over `axes`): of weights, of pixels, of queries and keys."""
+    """x / (epsilon + root mean square over `axes`), for weights, pixels, queries and keys."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.square(wide).mean(axes, keepdims=True)
-    rms = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)  # a derivative at 0
+    rms = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)  # with a finite derivative at 0
     return (wide / (epsilon + rms)).astype(x.dtype)
 
 
@@ -235,16 +276,24 @@ def mp_sum(a, b, t: float):
 
 
 def mp_cat(a, b, t: float):
-    """a and b along the channels, scaled to contribute as 1 - t to t, whatever their widths.  Eq. 103."""
+    """a and b side by side on the channels, scaled so that they contribute as 1 - t to t for any widths.  Eq. 103."""
     A, B = a.shape[-1], b.shape[-1]
     scale = math.sqrt((A + B) / ((1 - t) ** 2 + t**2))
     return jnp.concatenate([a * (scale * (1 - t) / math.sqrt(A)), b * (scale * t / math.sqrt(B))], axis=-1)
 
 
 def normalize_weights(params):
-    """The parameters with the weights of each output of unit root mean square, for `project` in `make_train_step`.
+    """The parameters, with weights whose root mean square is 1 for each output: `project` of `make_train_step`.
 
-    The function that they give is the same, to 1e-4: weights are normalised in use too (section 2.3, eq. 66).
+    The network computes the same to 1e-4, because weights are normalised also where they are used.
+
+    Args:
+        params: parameters or variables of an `EDM2UNet`.
+
+    Returns:
+        The same tree; only leaves named "kernel" change.
+
+    Reference: section 2.3, eq. 66.
     """
 
     def one(path, leaf):

@@ -1,8 +1,7 @@
 """The UNets of the field from one core: residual blocks at falling and rising resolution, joined by skips.
 
-DDPM: Ho et al. 2020, arXiv:2006.11239, appendix B. DDPM++ and NCSN++: Song et al. 2021, arXiv:2011.13456, appendix H.
-ADM: Dhariwal & Nichol 2021, arXiv:2105.05233, section 3. A network is a list of `Part`s, which `UNet.encoder`,
-`middle` and `decoder` write down from its settings; `__call__` runs them, and conversions of weights read them.
+A network is a list of stages, each a `Part`. `UNet.encoder`, `UNet.middle` and `UNet.decoder` write them down from the
+fields; `UNet.__call__` runs them, and the converters of published weights read them.
 """
 
 import math
@@ -29,21 +28,38 @@ from jdiff.models.resample import downsample, upsample
 
 
 class Part(NamedTuple):
-    """One stage: its name among the variables, the level it works on, its output channels, and what belongs to it."""
+    """One stage.
+
+    Args:
+        name: among the variables.
+        level: the level on which it works.
+        features: its output channels.
+        attention: whether self-attention follows its block.
+        resample: "down" or "up" where it changes the resolution, else "".
+    """
 
     name: str
     level: int
     features: int
     attention: bool = False
-    resample: str = ""  # "down" or "up": from this level to the next
+    resample: str = ""
 
 
 class ResBlock(nn.Module):
-    """skip_scale (x + conv(silu(norm(conv(silu(norm(x))) given the embedding)))), resampled after the first norm.
+    """skip_scale (x + conv(silu(norm(conv(silu(norm(x))))))), where the second norm is told the embedding.
 
-    `adaptive`: the embedding scales and shifts the second norm (ADM), else it is added before it (DDPM). `resample`:
-    "", "down" or "up", by `filter`, of both branches; `project`: a 1x1 convolution of x also where only the size
-    changes. The last convolution starts at `out_scale` times its usual variance.
+    Args:
+        features: the output channels.
+        dropout: the rate of dropout before the last convolution, in training.
+        dtype: of convolutions; None for that of x.
+        adaptive: whether the embedding scales and shifts the second norm (ADM) or is added before it (DDPM).
+        skip_scale: what the sum is multiplied by.
+        norm: `groups`, `min_width` and `epsilon` of the norms.
+        resample: "down" or "up": both branches change the resolution, after the first norm; "" for neither.
+        filter: by which they do.
+        project: whether x goes through a 1x1 convolution also where only the resolution changes.
+        kernel_init: the law of initial kernels, see `inits.scaled_init`.
+        out_scale: times the initial variance of the last convolution.
     """
 
     features: int
@@ -169,6 +185,7 @@ class UNet(nn.Module):
 
     @property
     def depth(self) -> int:
+        """The number of levels."""
         return len(self.multipliers)
 
     def encoder(self) -> list[Part]:
@@ -182,6 +199,7 @@ class UNet(nn.Module):
         return parts
 
     def middle(self) -> list[Part]:
+        """The two stages at the lowest resolution."""
         level = self.depth - 1
         width = int(self.channels * self.multipliers[level])
         attention = level in self.attention if self.middle_attention is None else self.middle_attention
@@ -201,7 +219,21 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False, augment=None):
-        """x: (B, *sizes, C); label: (B,); cond: (B,) or None; returns F, (B, *sizes, C out_multiplier)."""
+        """Run the network.
+
+        Args:
+            x: (B, *sizes, C).
+            label: noise labels (B,).
+            cond: class labels (B,), or None.
+            train: whether dropout is active, which needs a key named "dropout".
+            augment: augmentation labels (B, augment_dim), or None for zeros.
+
+        Returns:
+            F, (B, *sizes, C out_multiplier).
+
+        Raises:
+            ValueError: for fields, sizes and labels that do not fit.
+        """
         self._check(x, label, augment)
         out_channels = int(x.shape[-1] * self.out_multiplier)
         embedding = self._embedding(len(x), label, cond, augment)
@@ -223,13 +255,13 @@ class UNet(nn.Module):
         return self._emit("out", h, image, out_channels)
 
     def _embedding(self, batch: int, label, cond, augment):
-        """What all blocks are told: (B,), labels and augmentations -> (B, 4 channels)."""
+        """What all blocks are told about noise level, class and augmentation, (B, 4 channels)."""
         width = 4 * self.channels
         waves = self.channels * self.wave_multiplier
         beside, after = None, 0.0
         if self.num_classes:
             size = waves if self.class_at == "waves" else width
-            # beside the waves: xavier's layer of one-hot labels times sqrt(num_classes), as EDM has it
+            # at the waves it is, as in EDM, xavier's law for a layer of one-hot labels times sqrt(num_classes)
             std = math.sqrt(2 * self.num_classes / (self.num_classes + waves)) if self.class_at == "waves" else 1.0
             classes = ClassEmbedding(self.num_classes, size, std, self.null_class, name="class")(cond, batch)
             beside, after = (classes, 0.0) if self.class_at == "waves" else (None, classes)
@@ -273,13 +305,13 @@ class UNet(nn.Module):
         if self.pyramid_in == "skip":
             image = downsample(image, self.filter)
             return h + self._conv(name, part.features, kernel=1)(image), image
-        pad = 1 + (len(self.filter) - 1) // 2  # the convolution's and the filter's: zeros are put around once
+        pad = 1 + (len(self.filter) - 1) // 2  # of the convolution and of the filter: zeros are added once for both
         image = downsample(self._conv(name, part.features, padding=(pad, pad))(image), self.filter, pad=0)
         h = self.skip_scale * (h + image)
         return h, h
 
     def _emit(self, name: str, h, image, channels: int):
-        """What a level adds to the output, and the output of the levels below it, doubled, if there is one."""
+        """What a level adds to the output, plus the doubled output of the levels below it if there is one."""
         y = GroupNorm(*self._norm, activation=nn.silu, name=f"norm_{name}")(h)
         y = self._conv(name, channels, scale=self.out_scale, dtype=None)(y)
         return y if image is None else upsample(image, self.filter) + y
@@ -317,11 +349,15 @@ class UNet(nn.Module):
 
 
 class InSigma(nn.Module):
-    """A network whose noise label is sigma and whose output is in units of 1/sigma: net(x, log sigma) / sigma.
+    """A network whose noise label is sigma and whose output is a score: net(x, log sigma) / sigma.
 
-    With `levels` the label is an index into a table of so many sigmas: net(x, k) / sigmas[k], sigmas[0] the largest.
-    With `centered` False the network sees 2x - 1, for data in [0, 1]. The NCSN++ of arXiv:2011.13456, appendix H:
-    the output is the score of the variance-exploding process.
+    Args:
+        net: the network inside.
+        centered: whether data lie in [-1, 1]; if not, in [0, 1], and the network is shown 2x - 1.
+        levels: the length of a table of sigmas, the largest first; the noise label is then an index k into it, and the
+            output net(x, k) / sigmas[k]. 0 for none.
+
+    Reference: NCSN++ and DDPM of the variance-exploding process, Song et al. 2021, arXiv:2011.13456, appendix H.
     """
 
     net: nn.Module
@@ -330,9 +366,10 @@ class InSigma(nn.Module):
 
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False, augment=None):
+        """x: (B, *sizes, C); label: (B,); the rest as the network inside takes it; returns an array like x."""
         sigma, shown = label, x if self.centered else 2 * x - 1
         if self.levels:
-            # a parameter that no gradient reaches, as in FourierFeatures; it starts as CIFAR-10's
+            # a parameter that no gradient reaches, as in FourierFeatures; its initial values are those for CIFAR-10
             sigmas = self.param("sigmas", lambda key: jnp.geomspace(50, 0.01, self.levels, dtype=jnp.float32))
             k = as_float(label)
             check_inside("noise labels", k, self.levels)

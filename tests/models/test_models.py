@@ -12,6 +12,7 @@ import jdiff
 from jdiff.models import SelfAttention, UNet, create_model, list_models, register_model, registry
 
 SMALL = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, num_classes=3)
+ONE_LEVEL = SMALL | dict(multipliers=(1,), attention=(), middle_attention=True)
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +26,16 @@ def small():
 
 def test_a_fresh_unet_returns_zero_and_a_fresh_attention_its_input(small):
     """The last layers start at zero, so the network starts as 0 and its residual blocks as identities."""
-    model, _, x, label, cond, apply = small
-    np.testing.assert_array_equal(apply(jax.jit(model.init)(jax.random.key(0), x, label, cond), x, label, cond), 0)
+    model, params, x, label, cond, apply = small
+
+    @jax.jit
+    def last_layers(key):  # the others are not computed, and not compiled
+        fresh = model.init(key, x, label, cond)["params"]
+        return fresh["out"], [fresh[block]["conv_1"]["kernel"] for block in ("down_0_0", "middle_1", "up_0_1")]
+
+    out, kernels = last_layers(jax.random.key(0))
+    assert not any(np.any(kernel) for kernel in kernels)
+    np.testing.assert_array_equal(apply({"params": params["params"] | {"out": out}}, x, label, cond), 0)
     attention, h = SelfAttention(heads=2), jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4, 8)), jnp.float32)
     out, _ = jax.jit(attention.init_with_output)(jax.random.key(0), h)
     np.testing.assert_array_equal(out, h)
@@ -40,14 +49,23 @@ def test_rows_are_independent(small):
     assert np.abs(others - whole)[1:].max() > 1e-2
 
 
-def test_label_and_class_matter_and_no_class_is_the_null_class(small):
-    model, params, x, label, cond, apply = small
+def test_label_and_class_matter(small):
+    _, params, x, label, cond, apply = small
     out = apply(params, x, label, cond)
     assert np.abs(apply(params, x, label + 0.5, cond) - out).max() > 1e-3
     other = apply(params, x, label, jnp.array([1, 2, 3]))
     assert np.abs(other - out)[0].max() > 1e-3
     np.testing.assert_allclose(other[1:], out[1:], atol=1e-5)
-    np.testing.assert_allclose(apply(params, x, label, None), apply(params, x, label, jnp.full(3, 3)), atol=1e-6)
+
+
+def test_no_class_is_the_null_class():
+    model, draw = UNet(**ONE_LEVEL), np.random.default_rng(1)
+    x, label = draw.normal(size=(3, 4, 4, 2)).astype("f"), np.array([-1.0, 0.0, 1.5], "f")
+    params = random_variables(model, x, label, None)
+    run = jax.jit(lambda cond: (model.apply(params, x, label, None), model.apply(params, x, label, cond)))
+    none, null = run(jnp.full(3, 3))
+    np.testing.assert_allclose(none, null, atol=1e-6)
+    assert np.abs(run(jnp.zeros(3, int))[1] - null).max() > 1e-3
 
 
 def test_attention_is_equivariant_to_the_order_of_pixels():
@@ -59,23 +77,31 @@ def test_attention_is_equivariant_to_the_order_of_pixels():
     np.testing.assert_allclose(apply(params, shuffle(x)), shuffle(apply(params, x)), atol=1e-4)
 
 
-def test_bf16_computes_in_bf16_and_keeps_float32_parameters(small):
-    _, params, x, label, cond, apply = small
-    model = UNet(**SMALL, dtype=jnp.bfloat16)
-    out = jax.jit(model.apply)(params, x, label, cond)
-    exact = apply(params, x, label, cond)
+@pytest.fixture(scope="module")
+def one_level():
+    """(variables, x, label, output) of a network whose blocks compile fast."""
+    model, draw = UNet(**ONE_LEVEL), np.random.default_rng(1)
+    x, label = draw.normal(size=(3, 4, 4, 2)).astype("f"), np.array([-1.0, 0.0, 1.5], "f")
+    params = random_variables(model, x, label, None)
+    return params, x, label, compiled(model)(params, x, label, None)
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_parameters(one_level):
+    params, x, label, exact = one_level
+    model = UNet(**ONE_LEVEL, dtype=jnp.bfloat16)
+    out = compiled(model)(params, x, label, None)
     assert out.dtype == jnp.float32
     relative = np.abs(out - exact).max() / np.abs(exact).max()
     assert 1e-6 < relative < 0.1  # rounded, but the same network
-    fresh = jax.eval_shape(model.init, jax.random.key(0), x, label, cond)
+    fresh = jax.eval_shape(model.init, jax.random.key(0), x, label, None)
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
 
 
-def test_dropout_needs_training(small):
-    _, params, x, label, cond, apply = small
-    model = UNet(**SMALL, dropout=0.5)
-    np.testing.assert_allclose(compiled(model)(params, x, label, cond), apply(params, x, label, cond), atol=1e-5)
-    train = jax.jit(lambda key: model.apply(params, x, label, cond, train=True, rngs={"dropout": key}))
+def test_dropout_needs_training(one_level):
+    params, x, label, exact = one_level
+    model = UNet(**ONE_LEVEL, dropout=0.5)
+    np.testing.assert_allclose(compiled(model)(params, x, label, None), exact, atol=1e-5)
+    train = jax.jit(lambda key: model.apply(params, x, label, None, train=True, rngs={"dropout": key}))
     one, two = train(jax.random.key(0)), train(jax.random.key(1))
     assert np.abs(one - two).max() > 1e-3
 

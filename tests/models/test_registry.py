@@ -114,7 +114,7 @@ def distinct():
 NO_DROPOUT = {kind: dict(dropout=0.0) for kind in ("adm", "diffusers", "edm", "edm2", "score_sde")}
 
 
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("name", list(distinct()))
 def test_a_published_tag_builds_a_network_of_the_stated_parameters(name):
     """Fixed frequencies are not counted: PyTorch's code has them as buffers."""
     tag, module = tag_of(name), create_model(name)
