@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what went in, also from a directory with a damaged newest one."""
 
+import functools
 import json
 import os
 import subprocess
@@ -16,10 +17,11 @@ import pytest
 from jdiff import config as configs
 from jdiff import parallel, runs, train
 from jdiff.config import Config, Named
+from jdiff.runs.run import state_of
 from jdiff.train import checkpoint
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
-PARAMS = {"params": {"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(3)}}
+PARAMS = {"params": {"w": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(3, np.float32)}}
 
 PLANE = Config(
     name="plane", data=Named("scurve", dict(n=256)), model=Named("mlp", dict(features=4)),
@@ -32,10 +34,7 @@ def state_at(step, extra=None):
     return state.replace(step=jnp.asarray(step, jnp.int32))
 
 
-def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
+same = functools.partial(chex.assert_trees_all_equal, strict=True)
 
 
 def damage(directory: Path, step: int) -> None:
@@ -136,26 +135,30 @@ def test_writer_errors(tmp_path):
 
 FULL = """
 import resource, signal, sys
-sys.path[:0] = sys.argv[1:3]
-import test_checkpoint as t
-big = t.jax.random.normal(t.jax.random.key(0), (300, 1000))
-big = t.state_at(2).replace(params={f"w{i}": big + i for i in range(20)})
+import numpy as np, optax
+from jdiff import train
+from jdiff.runs.run import state_of
+from jdiff.train import checkpoint
+tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+params = {"params": {"w": np.ones((3, 4), np.float32), "b": np.ones(3, np.float32)}}
+state = train.init_state(params, tx)
+noise = np.random.default_rng(0).normal(size=(300, 1000))
+large = state.replace(step=np.int32(2), params={f"w{i}": noise + i for i in range(20)})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
 try:
-    t.checkpoint.save(sys.argv[3], big)
+    checkpoint.save(sys.argv[1], large)
 except OSError as error:
     print(error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-t.checkpoint.save(sys.argv[3], t.state_at(3))
+checkpoint.save(sys.argv[1], state.replace(step=np.int32(3)))
 """
 
 
 def test_a_full_disk_harms_no_earlier_checkpoint(tmp_path):
     """A file system that takes no more bytes: one clear line, and what was there restores; then all goes on."""
     checkpoint.save(tmp_path, state_at(1))
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", FULL, str(here), str(here.parents[1]), str(tmp_path)]
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
@@ -170,10 +173,11 @@ def test_a_full_disk_harms_no_earlier_checkpoint(tmp_path):
 
 @pytest.fixture(scope="module")
 def noted(tmp_path_factory):
-    """A run with a checkpoint that notes its config, untrained."""
+    """A run with a checkpoint that notes its config, untrained, and its state."""
     run = runs.build(tmp_path_factory.mktemp("noted"), PLANE)
-    checkpoint.save(run.checkpoints, runs.new_state(run), note=dict(config=configs.to_dict(PLANE)))
-    return run
+    state = state_of(run, jax.tree.map(lambda a: np.ones(a.shape, a.dtype), runs.like(run)))
+    checkpoint.save(run.checkpoints, state, note=dict(config=configs.to_dict(PLANE)))
+    return run, state
 
 
 def changed(run, *names, value):
@@ -188,7 +192,8 @@ def changed(run, *names, value):
 
 def test_a_run_is_what_its_checkpoint_notes(noted):
     """Whether the config was edited or lost: one that trains or samples otherwise is refused."""
-    chex.assert_trees_all_equal(runs.restore_ema(noted)[1], noted.init_params())
+    noted, state = noted
+    same(runs.restore_ema(noted)[1], state.ema)
     edited = changed(noted, "schedule", "args", "beta_max", value=10.0)
     said = "checkpoint 0 in .* is of another run: schedule.args.beta_max was 20.0 and is now 10.0; put config.json back"
     for ask in (runs.restore_ema, runs.check_noted):
@@ -199,7 +204,7 @@ def test_a_run_is_what_its_checkpoint_notes(noted):
     with pytest.raises(configs.ConfigError, match="train.lr was 0.001 and is now 0.5"):
         runs.check_noted(faster)
     runs.check_noted(faster, ignore=["train"])
-    checkpoint.save(noted.checkpoints, runs.new_state(noted).replace(step=jnp.int32(1)))  # without a note
+    checkpoint.save(noted.checkpoints, state.replace(step=jnp.int32(1)))  # without a note
     with pytest.raises(configs.ConfigError, match="checkpoint 0 .* train.lr"):
         runs.check_noted(faster)
     runs.check_noted(runs.build(noted.directory / "new", PLANE))
