@@ -55,11 +55,11 @@ class Train:
     batch: int = 128
     """Samples in a step."""
     accumulate: int = 1
-    """Slices of the batch, one after the other: less memory for the same step."""
+    """Slices into which a batch is cut, to be computed one after the other: the same step with less memory."""
     devices: int | None = None
-    """How many to use; None for all, of all processes. In the environment JAX_NUM_CPU_DEVICES=N makes N on CPUs."""
+    """How many devices to use; None for all. JAX_NUM_CPU_DEVICES=N in the environment makes N devices of a CPU."""
     fsdp: int = 1
-    """Devices over which one copy of the state is divided; batches are divided over all devices in any case."""
+    """Devices over which one copy of the state is divided. Batches are always divided over all devices."""
     optimizer: Named = Named("adam")
     """adam, adamw(weight_decay), adamax, nadam, rmsprop, adagrad, sgd(momentum), lion, adafactor, muon."""
     lr: float = 1e-3
@@ -71,33 +71,33 @@ class Train:
     clip: float | None = 1.0
     """Largest norm of the gradient; None for no clipping."""
     skip_nonfinite: int = 0
-    """Steps of not finite loss or gradient to leave out, in one go, before stopping; 0 stops at the first."""
+    """How many steps in a row may be left out where loss or gradient is not finite; 0 stops at the first one."""
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
     augment: float = 0.0
-    """Probability of each of EDM's non-leaking augmentations, told to the network (its augment_dim is 9); EDM: 0.12."""
+    """Probability of each of EDM's augmentations, of which the network is told (augment_dim 9); EDM's own is 0.12."""
     ema: Named = Named("half_life", {"images": 50_000.0})
     """The average of the parameters that is sampled: constant(decay), half_life(images), warmup(max_decay), power."""
     posthoc: tuple[float, ...] = ()
-    """Relative widths of further averages, of which scripts/posthoc_ema.py makes any other; EDM2: 0.05 0.1."""
+    """Relative widths of further averages; scripts/posthoc_ema.py makes any other of them. EDM2 has 0.05 and 0.1."""
     snapshot_every: int = 5_000
     """Steps between snapshots of those averages, kept in snapshots/."""
     label_dropout: float = 0.1
-    """Share of labels hidden in training, for classifier-free guidance; no effect without classes."""
+    """Share of the labels that training hides, for classifier-free guidance. It has no effect without classes."""
     visit: int = 100
-    """Steps run in one jitted loop between visits to the host: logging, progress, Ctrl-C."""
+    """Steps that run in one program between two looks of the host, which logs, saves and listens to Ctrl-C."""
     save_every: int = 5_000
     """Steps between checkpoints."""
     keep: int = 3
-    """Checkpoints kept."""
+    """How many of the newest checkpoints are kept."""
     keep_every: int | None = None
-    """Checkpoints of steps that are multiples of this are kept beside."""
+    """Checkpoints of steps that are multiples of this are kept too; None for none."""
     sample_every: int = 0
-    """Steps between pictures of samples in samples/; 0 for none but the last."""
+    """Steps between pictures of samples in samples/; 0 for the last picture alone."""
     peer_timeout: float = 60.0
-    """Seconds after which a process that says nothing counts as lost, and the others of the run end; at least 5."""
+    """Seconds, at least 5, after which a silent process counts as lost, and the other processes of the run end."""
     threads: int | None = None
-    """Threads of XLA on the CPU; None for one a core. Networks of a few microseconds a layer are faster on 1."""
+    """Threads of XLA on a CPU; None for one for each core. Networks of some microseconds a layer are faster with 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,15 +131,15 @@ class Config:
     model: Named
     """The network and its fields, see jdiff.list_models()."""
     schedule: Named
-    """vp, subvp, ve, edm, cosine, flow, or discrete(betas, T, ...)."""
+    """The noise schedule: vp, subvp, ve, edm, cosine, flow, or discrete(table, T, ...)."""
     target: Named = Named("eps")
     """What the network regresses: x0, eps, score, v, velocity or edm."""
     conditioning: Named = Named("log_snr")
     """What the network is shown of the noise level: log_snr, edm, index(T), continuous(scale) or sigma."""
     levels: Named = Named("uniform")
-    """The law of t in training: uniform, independent, knots(T), antithetic(T), log_normal, logit_normal, loss_aware."""
+    """How training draws t: uniform, independent, knots(T), antithetic(T), log_normal, logit_normal, loss_aware."""
     weight: Named = Named("flat")
-    """What each noise level counts: flat, simple, edm, min_snr(gamma), p2, sigmoid(bias), likelihood."""
+    """How much each noise level counts: flat, simple, edm, min_snr(gamma), p2, sigmoid(bias), likelihood."""
     loss: Named = Named("denoising")
     """denoising; hybrid(vlb), which learns the variance too; uncertain, for a network with an uncertainty head."""
     coupling: Named = Named("independent")
@@ -147,7 +147,9 @@ class Config:
     self_conditioning: float | None = None
     """Share of samples that are shown the network's own estimate of x_0, 0.5 in its paper; None for no such input."""
     train: Train = Train()
+    """How to train."""
     sample: Sample = Sample()
+    """How to sample."""
     seed: int = 0
     """Seed of parameters, noise, data order and samples."""
 
