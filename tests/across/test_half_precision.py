@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 import jdiff
 from jdiff import ema, losses, optim, parallel, train
-from jdiff.core.keys import normal
 from jdiff.train import checkpoint
 
 KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
 
 
 def cast(tree, dtype):
@@ -36,9 +36,9 @@ def test_the_average_of_bfloat16_parameters_is_the_weighted_sum():
     step = train.make_train_step(linear, tx, keep)
     loop = train.make_train_loop(step, record=lambda aux: {"w": aux["w"][0]})
     state = train.init_state({"w": jnp.ones(3, jnp.bfloat16)}, tx)
-    arrays = normal(KEY, (n, 4, 3)), None
-    state, seen = jax.jit(loop, donate_argnums=0)(state, KEY, arrays, jnp.arange(n), n)
-    path = np.concatenate([seen["w"], state.params["w"].astype(jnp.float32)[None]]).astype(np.float64)
+    arrays = np.float32(RNG.normal(size=(n, 4, 3))), None
+    state, record = jax.jit(loop, donate_argnums=0)(state, KEY, arrays, jnp.arange(n), n)
+    path = np.concatenate([record["w"], state.params["w"].astype(jnp.float32)[None]]).astype(np.float64)
     weights = (1 - keep) * keep ** np.arange(n, -1, -1.0)
     weights[0] = keep**n
     want = weights @ path
@@ -47,17 +47,17 @@ def test_the_average_of_bfloat16_parameters_is_the_weighted_sum():
     chex.assert_trees_all_equal_dtypes(state.ema, {"w": jnp.zeros(3)})
 
 
-@pytest.mark.parametrize("how", ["pmap", "shard_map"])
-def test_averages_are_float32_on_devices(how):
+@pytest.mark.parametrize("over_devices", ["pmap", "shard_map"])
+def test_averages_are_float32_on_devices(over_devices):
     """With decay 1/2 the average of two bfloat16 numbers, which float32 holds exactly."""
     tx, mesh = optax.sgd(0.1), parallel.mesh()
-    params, data = {"w": normal(KEY, (3,), jnp.bfloat16)}, normal(KEY, (8, 3))
+    params, data = {"w": RNG.normal(size=3).astype(jnp.bfloat16)}, np.float32(RNG.normal(size=(8, 3)))
     state = train.init_state(params, tx, averages=("main", "other"))
     law = {"main": 0.5, "other": 0.0}
     step = train.make_train_step(linear, tx, law, axis_name="data")
-    if how == "pmap":
+    if over_devices == "pmap":
         new, _ = jax.pmap(step, axis_name="data", in_axes=(0, None, 0))(parallel.stack(state), KEY, data[:, None])
-        new = parallel.unstack(new)
+        new = jax.tree.map(lambda a: np.asarray(a)[0], new)
     else:
         local = jax.shard_map(lambda s, d: step(s, KEY, d)[0], mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
         new = jax.jit(local, donate_argnums=0)(state, data)
@@ -81,9 +81,9 @@ def test_averages_of_float64_and_of_what_is_not_floating():
 def test_a_checkpoint_with_half_precision_averages_opens(tmp_path):
     """As they were saved once: the numbers are the same, in float32."""
     tx = optim.optimizer("adamw", 0.1)
-    state = train.init_state({"w": normal(KEY, (3, 4), jnp.bfloat16)}, tx)
+    state = train.init_state({"w": RNG.normal(size=(3, 4)).astype(jnp.bfloat16)}, tx)
     checkpoint.save(tmp_path, state.replace(ema=cast(state.ema, jnp.bfloat16)))
-    back = checkpoint.restore(tmp_path, jax.tree.map(jnp.zeros_like, state))
+    back = checkpoint.restore(tmp_path, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), state))
     assert back.ema["w"].dtype == jnp.float32 and back.params["w"].dtype == jnp.bfloat16
     chex.assert_trees_all_equal(back, state, strict=True)
 
@@ -123,7 +123,7 @@ def test_states_and_steps_of_optimisers_are_float32(name):
         return state, tx.update(params, state, params)
 
     got, want = jax.eval_shape(step, cast(params, jnp.bfloat16)), jax.eval_shape(step, params)
-    assert jax.tree.leaves(got) == jax.tree.leaves(want)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
     assert "bf16" not in str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
 
 
@@ -140,31 +140,31 @@ def test_a_moment_falls():
 
 TABLE = jdiff.discrete(jdiff.betas.linear(20, 1e-2, 0.3))
 EXACT = Diagonal(TABLE, 0.3, 0.4)
-HOW = dict(schedule=TABLE, target=jdiff.targets.Eps(), conditioning=jdiff.conditioning.Continuous(1.0))
+LOSS = dict(schedule=TABLE, target=jdiff.targets.Eps(), conditioning=jdiff.conditioning.Continuous(1.0))
 
 
-def best(params, x, t, cond):
+def exact_eps(params, x, t, cond):
     return EXACT.predict(x, t).eps
 
 
-def every(x0):
+def losses_of(x0):
     """What a loss and each term of the bound say of x0 (B, D)."""
-    halves = lambda p, x, t, cond: jnp.concatenate([best(p, x, t, cond), 0.3 * x], -1)  # noqa: E731
+    halves = lambda p, x, t, cond: jnp.concatenate([exact_eps(p, x, t, cond), 0.3 * x], -1)  # noqa: E731
     chosen = dict(coupling=jdiff.coupling.Nearest(2), weight=jdiff.weights.MinSNR())
-    return losses.hybrid(halves, None, KEY, x0, **HOW, **chosen), losses.vlb_terms(EXACT, TABLE, x0, x0, 0.5)
+    return losses.hybrid(halves, None, KEY, x0, **LOSS, **chosen), losses.vlb_terms(EXACT, TABLE, x0, x0, 0.5)
 
 
 def test_losses_of_bfloat16_data_are_those_of_the_same_data_in_float32():
-    x0 = jnp.tanh(normal(KEY, (8, 2))).astype(jnp.bfloat16)
-    got, want = jax.jit(lambda x0: (every(x0), every(x0.astype(jnp.float32))))(x0)
-    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+    x0 = np.tanh(RNG.normal(size=(8, 2))).astype(jnp.bfloat16)
+    got, want = jax.jit(lambda x0: (losses_of(x0), losses_of(x0.astype(jnp.float32))))(x0)
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6, strict=True)
     chex.assert_trees_all_equal_dtypes(got, want)
 
 
 def test_the_noise_of_bfloat16_data_has_tails_and_is_fine():
     """A network that says 0 has the loss eps^2: of 20,000 draws almost all are different, the largest beyond 3.5^2."""
     x0 = jnp.zeros((20_000, 1), jnp.bfloat16)
-    _, aux = jax.jit(lambda x0: losses.denoising(lambda p, x, t, cond: 0 * x, None, KEY, x0, **HOW))(x0)
+    _, aux = jax.jit(lambda x0: losses.denoising(lambda p, x, t, cond: 0 * x, None, KEY, x0, **LOSS))(x0)
     square = np.asarray(aux["each"], np.float64)
     assert len(np.unique(square)) > 19_000 and square.max() > 3.5**2
     np.testing.assert_allclose([square.mean(), (square**2).mean()], [1, 3], rtol=0.05)  # 0.01 and 0.02 are deviations
@@ -173,9 +173,9 @@ def test_the_noise_of_bfloat16_data_has_tails_and_is_fine():
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda x: losses.denoising(best, None, KEY, x, **HOW),
-        lambda x: losses.uncertain(best, None, KEY, x, **HOW),
-        lambda x: losses.hybrid(best, None, KEY, x, **HOW),
+        lambda x: losses.denoising(exact_eps, None, KEY, x, **LOSS),
+        lambda x: losses.uncertain(exact_eps, None, KEY, x, **LOSS),
+        lambda x: losses.hybrid(exact_eps, None, KEY, x, **LOSS),
         lambda x: losses.vlb_terms(EXACT, TABLE, x, x * 1.0, 0.5),
         lambda x: losses.vlb_terms(EXACT, TABLE, x * 1.0, x, 0.5),
         lambda x: losses.vlb_prior(TABLE, x),
