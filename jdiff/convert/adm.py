@@ -162,10 +162,10 @@ def _stage(net: UNet, part, name: str, place: int) -> list[Entry]:
         return conv((part.name,), f"{name}.{place}.{'op' if part.resample == 'down' else 'conv'}")
     lines = unets.block(net, part, f"{name}.{place}", ROLES)
     if part.attention:
-        there = f"{name}.{place + 1}"
+        prefix = f"{name}.{place + 1}"
         flat = Layout(lambda w: w[..., 0].T, lambda k: k.T[..., None])
-        names = f"{there}.qkv.weight", f"{there}.qkv.bias"
-        lines += unets.attention(part, (flat, AS_IS), names, flat, AS_IS, f"{there}.proj_out", f"{there}.norm")
+        names = f"{prefix}.qkv.weight", f"{prefix}.qkv.bias"
+        lines += unets.attention(part, (flat, AS_IS), names, flat, AS_IS, f"{prefix}.proj_out", f"{prefix}.norm")
     return lines
 
 
@@ -189,18 +189,19 @@ def _flags(shape: dict, settings: dict) -> dict[str, Any]:
         published = PUBLISHED.get(tuple(shape[name] for name in names), {})
     flags = published | one_spelling(settings)
     flags["num_head_channels"] = max(flags.get("num_head_channels") or 0, 0)
-    asked = [] if flags["num_head_channels"] or flags.get("num_heads") else ["num_heads or num_head_channels"]
-    asked += [] if "use_new_attention_order" in flags else ["use_new_attention_order"]
-    if asked:
-        raise Mismatch(f"not one of guided-diffusion's published networks: give its flags {' and '.join(asked)}")
+    unknown = [] if flags["num_head_channels"] or flags.get("num_heads") else ["num_heads or num_head_channels"]
+    unknown += [] if "use_new_attention_order" in flags else ["use_new_attention_order"]
+    if unknown:
+        raise Mismatch(f"not one of guided-diffusion's published networks: give its flags {' and '.join(unknown)}")
     return flags
 
 
 def _heads(flags: dict, channels: int) -> int:
-    each, heads = flags["num_head_channels"], flags.get("num_heads")
-    if channels % (each or heads):
-        raise Mismatch(f"{channels} channels do not divide into {f'heads of {each}' if each else f'{heads} heads'}")
-    return channels // each if each else heads
+    head_channels, heads = flags["num_head_channels"], flags.get("num_heads")
+    if channels % (head_channels or heads):
+        parts = f"heads of {head_channels}" if head_channels else f"{heads} heads"
+        raise Mismatch(f"{channels} channels do not divide into {parts}")
+    return channels // head_channels if head_channels else heads
 
 
 ARCHITECTURE = Architecture(select, build, table, example, config, settings=SETTINGS, one_spelling=one_spelling)

@@ -134,13 +134,13 @@ def table(net: UNet) -> list[Entry]:
     if net.num_classes:
         lines.append(Entry(("params", "class", "table", "embedding"), "class_embedding.weight", AS_IS))
     for part in net.encoder():
-        there = f"down_blocks.{part.level}"
-        lines += _stage(net, part, f"{there}.downsamplers.0", there)
+        prefix = f"down_blocks.{part.level}"
+        lines += _stage(net, part, f"{prefix}.downsamplers.0", prefix)
     for part in net.middle():
         lines += _stage(net, part, "", "mid_block")
     for part in net.decoder():
-        there = f"up_blocks.{net.depth - 1 - part.level}"
-        lines += _stage(net, part, f"{there}.upsamplers.0", there)
+        prefix = f"up_blocks.{net.depth - 1 - part.level}"
+        lines += _stage(net, part, f"{prefix}.upsamplers.0", prefix)
     return lines + norm(("norm_out",), "conv_norm_out") + conv(("out",), "conv_out")
 
 
@@ -181,15 +181,15 @@ def config(net: UNet, variables: dict) -> dict:
     }  # fmt: skip
 
 
-def _stage(net: UNet, part, resampler: str, there: str) -> list[Entry]:
+def _stage(net: UNet, part, resampler: str, prefix: str) -> list[Entry]:
     if part.resample:
         if net.resample == "block":
             return unets.block(net, part, resampler, ROLES)
         return conv((part.name,), f"{resampler}.conv")
     i = unets.index(part)
-    lines = unets.block(net, part, f"{there}.resnets.{i}", ROLES)
+    lines = unets.block(net, part, f"{prefix}.resnets.{i}", ROLES)
     if part.attention:
-        name = f"{there}.attentions.{i}"
+        name = f"{prefix}.attentions.{i}"
         names = tuple(tuple(f"{name}.to_{which}.{end}" for which in "qkv") for end in ("weight", "bias"))
         kernels = Layout(lambda *w: np.concatenate(w).T, lambda k: np.split(k.T, 3))
         biases = Layout(lambda *b: np.concatenate(b), lambda b: np.split(b, 3))

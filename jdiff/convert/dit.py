@@ -42,16 +42,16 @@ def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overri
     Raises:
         Mismatch: where tensors that tell the shapes are missing, where heads are not known, and for other positions.
     """
-    told = (
+    needed = (
         "x_embedder.proj.weight",
         "blocks.0.mlp.fc1.weight",
         "y_embedder.embedding_table.weight",
         "final_layer.linear.weight",
     )
-    missing = [name for name in told if name not in tensors]
+    missing = [name for name in needed if name not in tensors]
     if missing:
         raise Mismatch(f"these are not a DiT's tensors: {', '.join(missing)} missing")
-    patches, feed, classes, last = (tensors[name].shape for name in told)
+    patches, feed, classes, last = (tensors[name].shape for name in needed)
     width, channels, patch = patches[:3]
     heads = {width: heads for width, _, heads in SIZES.values()}.get(width)
     fields = dict(

@@ -57,20 +57,20 @@ def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overri
     sizes = [f"model.enc.{size}x{size}" for size in sorted(_sizes(tensors), reverse=True)] or ["model.enc.RESxRES"]
     adm = any(name.startswith("model.out_") for name in tensors)
     last = "model.out_conv.weight" if adm else f"{sizes[0].replace('enc', 'dec')}_aux_conv.weight"
-    told = ["model.map_layer0.weight", f"{sizes[0]}_conv.weight", last]
-    told += [f"{size}_block0.conv0.weight" for size in sizes]
-    missing = [name for name in told if name not in tensors]
+    needed = ["model.map_layer0.weight", f"{sizes[0]}_conv.weight", last]
+    needed += [f"{size}_block0.conv0.weight" for size in sizes]
+    missing = [name for name in needed if name not in tensors]
     if missing:
         raise Mismatch(f"not a network of EDM: {len(missing)} missing: {', '.join(missing)}")
-    first, in_channels = tensors[told[1]].shape[:2]
-    width, waves = tensors[told[0]].shape
+    first, in_channels = tensors[needed[1]].shape[:2]
+    width, waves = tensors[needed[0]].shape
     channels = width // 4
     classes, augment = tensors.get("model.map_label.weight"), tensors.get("model.map_augment.weight")
     filters = [np.sum(w, (0, 1, 2)) for name, w in tensors.items() if name.endswith("_down.conv0.resample_filter")]
     fields = dict(
         channels=channels,
         first_channels=0 if first == channels else first,
-        multipliers=tuple(unets.ratio(len(tensors[name]), channels) for name in told[3:]),
+        multipliers=tuple(unets.ratio(len(tensors[name]), channels) for name in needed[3:]),
         blocks=len({name.split(".")[2] for name in tensors if name.startswith(f"{sizes[0]}_block")}),
         attention=tuple(i for i, size in enumerate(sizes) if f"{size}_block0.qkv.weight" in tensors),
         out_multiplier=len(tensors[last]) // in_channels,
@@ -105,19 +105,19 @@ def table(net: UNet) -> list[Entry]:
         swapped = DENSE if adm else Layout(lambda w: unets.swap(w.T, 1), lambda k: unets.swap(k, 1).T)
         lines.append(Entry(("params", "augment", "kernel"), "model.map_augment.weight", swapped))
     for part in net.encoder():
-        there = f"model.enc.{sizes[part.level + bool(part.resample)]}"
-        lines += _stage(net, part, f"{there}_down" if part.resample else f"{there}_block{unets.index(part)}")
+        prefix = f"model.enc.{sizes[part.level + bool(part.resample)]}"
+        lines += _stage(net, part, f"{prefix}_down" if part.resample else f"{prefix}_block{unets.index(part)}")
         if part.resample and net.pyramid_in:
-            lines += conv((f"pyramid_in_{part.level}",), f"{there}_aux_{net.pyramid_in}")
+            lines += conv((f"pyramid_in_{part.level}",), f"{prefix}_aux_{net.pyramid_in}")
     for part in net.middle():
         lines += _stage(net, part, f"model.dec.{sizes[-1]}_in{unets.index(part)}")
     for part in net.decoder():
-        there = f"model.dec.{sizes[part.level - bool(part.resample)]}"
-        lines += _stage(net, part, f"{there}_up" if part.resample else f"{there}_block{unets.index(part)}")
+        prefix = f"model.dec.{sizes[part.level - bool(part.resample)]}"
+        lines += _stage(net, part, f"{prefix}_up" if part.resample else f"{prefix}_block{unets.index(part)}")
     for level in range(net.depth if net.pyramid_out else 1):
         name = f"pyramid_out_{level}" if level else "out"
-        there = "model.out" if adm else f"model.dec.{sizes[level]}_aux"
-        lines += norm((f"norm_{name}",), f"{there}_norm") + conv((name,), f"{there}_conv")
+        prefix = "model.out" if adm else f"model.dec.{sizes[level]}_aux"
+        lines += norm((f"norm_{name}",), f"{prefix}_norm") + conv((name,), f"{prefix}_conv")
     return lines
 
 

@@ -19,7 +19,7 @@ from jdiff.convert.architecture import Architecture
 from jdiff.convert.table import AS_IS, WIDTH_ONE, Entry, Mismatch, conv, dense, fused
 from jdiff.models.edm2 import EDM2UNet
 
-TOLD = {  # fields that the tensors do not tell, by the arguments of the published class
+FROM_CONFIG = {  # fields that the tensors do not tell, by the arguments of the published class
     "head_channels": "channels_per_head", "dropout": "dropout", "label_balance": "label_balance",
     "concat_balance": "concat_balance", "residual_balance": "res_balance", "attention_balance": "attn_balance",
 }  # fmt: skip
@@ -46,13 +46,13 @@ def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overri
     """
     encoder = [name.removeprefix("unet.enc.") for name in tensors if name.startswith("unet.enc.")]
     sizes = sorted({int(name.split("x")[0]) for name in encoder if "_block0." in name}, reverse=True)
-    told = ["unet.emb_noise.weight"] + [f"unet.enc.{r}x{r}_block0.conv_res0.weight" for r in sizes]
-    told += [f"unet.enc.{sizes[0]}x{sizes[0]}_conv.weight"] if sizes else ["unet.enc.64x64_conv.weight"]
-    missing = [name for name in told if name not in tensors]
+    needed = ["unet.emb_noise.weight"] + [f"unet.enc.{r}x{r}_block0.conv_res0.weight" for r in sizes]
+    needed += [f"unet.enc.{sizes[0]}x{sizes[0]}_conv.weight"] if sizes else ["unet.enc.64x64_conv.weight"]
+    missing = [name for name in needed if name not in tensors]
     if missing:
         raise Mismatch(f"these are not an EDM2 network's tensors: {', '.join(missing)} missing")
-    widths = [len(tensors[name]) for name in told[1:-1]]
-    features, noise = tensors[told[0]].shape
+    widths = [len(tensors[name]) for name in needed[1:-1]]
+    features, noise = tensors[needed[0]].shape
     classes, logvar = tensors.get("unet.emb_label.weight"), tensors.get("logvar_linear.weight")
     fields = dict(
         channels=math.gcd(*widths),
@@ -63,11 +63,11 @@ def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overri
         noise_channels=None if noise == widths[0] else noise,
         embed_channels=None if features == max(widths) else features,
         logvar_channels=0 if logvar is None else logvar.shape[1],
-        in_channels=tensors[told[-1]].shape[1] - 1,
+        in_channels=tensors[needed[-1]].shape[1] - 1,
         resolution=sizes[0],
     )
-    told = {field: config[name] for field, name in TOLD.items() if name in config}
-    return EDM2UNet(**fields | told | overrides)
+    settings = {field: config[name] for field, name in FROM_CONFIG.items() if name in config}
+    return EDM2UNet(**fields | settings | overrides)
 
 
 def table(module: EDM2UNet) -> list[Entry]:
@@ -129,7 +129,7 @@ def config(module: EDM2UNet, variables: dict) -> dict:
         num_blocks=module.blocks,
         attn_resolutions=[module.resolution >> level for level in module.attention],
         logvar_channels=module.logvar_channels,
-        **{name: getattr(module, field) for field, name in TOLD.items()},
+        **{name: getattr(module, field) for field, name in FROM_CONFIG.items()},
     )
 
 

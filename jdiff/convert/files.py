@@ -88,9 +88,9 @@ def _shards(index: Path) -> list[Path]:
     shards = _read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise Mismatch(f'{index} has no "weight_map" of names and files')
-    there = {path.name for path in index.parent.iterdir()}
+    present = {path.name for path in index.parent.iterdir()}
     for shard in shards.values():
-        if not isinstance(shard, str) or shard not in there:
+        if not isinstance(shard, str) or shard not in present:
             raise Mismatch(f"{index} lists {shard!r}, which is not the name of a file in its own folder")
     return [index.with_name(shard) for shard in sorted(set(shards.values()))]
 

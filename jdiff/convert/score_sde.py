@@ -27,7 +27,7 @@ from jdiff.models.unet_presets import DDPM, SONG
 WHOSE = "score_sde_pytorch"
 IGNORED = ("module.sigmas",)
 SETTINGS = ("scale_by_sigma", "centered")
-TOLD = ("filter", "skip_scale", "dropout")  # fields of the UNet that the tensors do not tell
+FROM_CONFIG = ("filter", "skip_scale", "dropout")  # fields of the UNet that the tensors do not tell
 ROLES = dict(norm_0="GroupNorm_0", conv_0="Conv_0", embed="Dense_0", norm_1="GroupNorm_1", conv_1="Conv_1")
 NIN = Layout(lambda w: w[None, None], lambda k: k[0, 0])  # their matrices are (in, out) already
 SIDE_BY_SIDE = Layout(lambda *w: np.concatenate(w, -1), lambda k: np.split(k, 3, -1))
@@ -66,18 +66,18 @@ def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overri
     fields["filter"] = (1, 3, 3, 1) if fourier or fields["pyramid_in"] else (1, 1)
     if fourier:
         fields |= dict(fourier=16.0, wave_multiplier=2)
-    told = {name: config[name] for name in (*TOLD, *SETTINGS) if name in config} | overrides
+    settings = {name: config[name] for name in (*FROM_CONFIG, *SETTINGS) if name in config} | overrides
     known = fourier or (False if plus and not fields["pyramid_in"] else None)  # as all published configs have it
-    scaled = told.pop("scale_by_sigma", known)
+    scaled = settings.pop("scale_by_sigma", known)
     if scaled is None:
         raise Mismatch(
             "the tensors do not tell whether the network divides by sigma: give scale_by_sigma=True for those of the "
             "ve configs, False for vp and subvp"
         )
-    centered = told.pop("centered", not scaled)
+    centered = settings.pop("centered", not scaled)
     if not scaled and (fourier or not centered):
         raise Mismatch(f"not among our networks: scale_by_sigma={scaled}, centered={centered}, fourier={fourier}")
-    fields |= told
+    fields |= settings
     if len(fields["filter"]) > 64:
         raise Mismatch(f"a filter of {len(fields['filter']):,} numbers; those of score_sde_pytorch have 2 or 4")
     net = UNet(**(SONG if plus else DDPM) | fields | dict(filter=tuple(fields["filter"])))
@@ -118,8 +118,8 @@ def config(module: UNet | InSigma, variables: Mapping[str, Any]) -> dict:
     """
     net, centered = (module.net, module.centered) if isinstance(module, InSigma) else (module, True)
     unets.image_channels(variables if net is module else {"params": variables["params"]["net"]}, WHOSE)
-    told = {name: getattr(net, name) for name in TOLD}
-    return told | dict(filter=list(net.filter), scale_by_sigma=net is not module, centered=centered)
+    settings = {name: getattr(net, name) for name in FROM_CONFIG}
+    return settings | dict(filter=list(net.filter), scale_by_sigma=net is not module, centered=centered)
 
 
 def _check(module: UNet | InSigma, net: UNet) -> None:
@@ -146,20 +146,20 @@ def _table(net: UNet) -> list[Entry]:
     def stage(part) -> list[Entry]:
         if part.resample and net.resample == "conv":
             return conv((part.name,), f"{name()}.Conv_0")
-        there = name()
+        prefix = name()
         roles = ROLES | ({"skip": "Conv_2"} if net.resample == "block" else {})
-        found = unets.block(net, part, there, roles)
+        found = unets.block(net, part, prefix, roles)
         if "skip" not in roles and unets.has_skip(net, part):
             path = ("params", part.name, "skip")
-            found += [Entry((*path, "kernel"), f"{there}.NIN_0.W", NIN)]
-            found += [Entry((*path, "bias"), f"{there}.NIN_0.b", AS_IS)]
+            found += [Entry((*path, "kernel"), f"{prefix}.NIN_0.W", NIN)]
+            found += [Entry((*path, "bias"), f"{prefix}.NIN_0.b", AS_IS)]
         if part.attention:
-            there, path = name(), ("params", f"{part.name}_attention")
-            found += norm((path[1], "norm"), f"{there}.GroupNorm_0")
+            prefix, path = name(), ("params", f"{part.name}_attention")
+            found += norm((path[1], "norm"), f"{prefix}.GroupNorm_0")
             for ours, theirs in (("kernel", "W"), ("bias", "b")):
-                names = tuple(f"{there}.NIN_{i}.{theirs}" for i in range(3))
+                names = tuple(f"{prefix}.NIN_{i}.{theirs}" for i in range(3))
                 found.append(Entry((*path, "qkv", ours), names, SIDE_BY_SIDE))
-                found.append(Entry((*path, "out", ours), f"{there}.NIN_3.{theirs}", AS_IS))
+                found.append(Entry((*path, "out", ours), f"{prefix}.NIN_3.{theirs}", AS_IS))
         return found
 
     if net.fourier:

@@ -65,19 +65,19 @@ def fused(heads: int, order: str, widths: int = 0) -> Layout:
         order: of the published outputs, a permutation of "3hd".
         widths: the dimensions of the published convolution of width 1, 0 for a bias.
     """
-    there = tuple("3hd".index(axis) for axis in order)
-    back = tuple(order.index(axis) for axis in "3hd")
+    to_theirs = tuple("3hd".index(axis) for axis in order)
+    to_ours = tuple(order.index(axis) for axis in "3hd")
 
     def ours(w):
         sizes = {"3": 3, "h": heads, "d": w.shape[0] // (3 * heads)}
         out = w.reshape(*(sizes[axis] for axis in order), *w.shape[1 : w.ndim - widths])
-        out = out.transpose(*back, *range(3, out.ndim)).reshape(w.shape[: w.ndim - widths])
+        out = out.transpose(*to_ours, *range(3, out.ndim)).reshape(w.shape[: w.ndim - widths])
         return out.T
 
     def theirs(k):
         k = k.T
         out = k.reshape(3, heads, -1, *k.shape[1:])
-        out = out.transpose(*there, *range(3, out.ndim)).reshape(k.shape)
+        out = out.transpose(*to_theirs, *range(3, out.ndim)).reshape(k.shape)
         return out.reshape(*out.shape, *(1,) * widths)
 
     return Layout(ours, theirs)
@@ -112,7 +112,8 @@ def to_variables(
         raise AssertionError(f"the table and the module differ at {', '.join(odd[:8])}")
     asked = [name for entry in table for name in _names(entry)]
     missing = [name for name in asked if name not in tensors]
-    spare = [name for name in tensors if name not in set(asked) and not any(fnmatch.fnmatch(name, i) for i in ignored)]
+    known = set(asked)
+    unexpected = [n for n in tensors if n not in known and not any(fnmatch.fnmatch(n, pattern) for pattern in ignored)]
     shaped, kinds, found = [], [], {}
     for path, names, layout in table:
         names = (names,) if isinstance(names, str) else names
@@ -130,8 +131,8 @@ def to_variables(
             kinds.append(f"{', '.join(names)} {array.dtype} for {'/'.join(path)} {leaves[path].dtype}")
         else:
             found[path] = array
-    if missing or spare or shaped or kinds:
-        lists = _listed(missing, "missing") + _listed(spare, "unexpected") + _listed(shaped, "shape")
+    if missing or unexpected or shaped or kinds:
+        lists = _listed(missing, "missing") + _listed(unexpected, "unexpected") + _listed(shaped, "shape")
         raise Mismatch("; ".join(lists + _listed(kinds, "of other numbers")))
     return _nest({path: array.astype(dtype) if _floating(array) else array for path, array in found.items()})
 
@@ -151,9 +152,9 @@ def to_tensors(table: Sequence[Entry], variables: Mapping) -> dict[str, np.ndarr
     """
     arrays = {_path(p): np.asarray(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(variables)}
     placed = {entry.path for entry in table}
-    missing, spare = (["/".join(p) for p in sorted(odd)] for odd in (placed - set(arrays), set(arrays) - placed))
-    if missing or spare:
-        lists = _listed(missing, "missing") + _listed(spare, "without a name in the architecture")
+    missing, unexpected = (["/".join(p) for p in sorted(odd)] for odd in (placed - set(arrays), set(arrays) - placed))
+    if missing or unexpected:
+        lists = _listed(missing, "missing") + _listed(unexpected, "without a name in the architecture")
         raise ValueError(f"these variables cannot be written: {'; '.join(lists)}")
     tensors = {}
     for path, names, layout in table:

@@ -20,16 +20,16 @@ def block(net: UNet, part: Part, name: str, roles: Mapping[str, str]) -> list[En
         roles: the published names of its layers, by "norm_0", "conv_0", "embed", "norm_1", "conv_1", and "skip" where
             that is a convolution.
     """
-    there = {role: f"{name}.{theirs}" for role, theirs in roles.items()}
-    lines = norm((part.name, "norm_0"), there["norm_0"]) + conv((part.name, "conv_0"), there["conv_0"])
+    names = {role: f"{name}.{theirs}" for role, theirs in roles.items()}
+    lines = norm((part.name, "norm_0"), names["norm_0"]) + conv((part.name, "conv_0"), names["conv_0"])
     if net.adaptive:
-        lines += dense((part.name, "norm_1", "modulation"), there["embed"])
-        lines += norm((part.name, "norm_1", "norm"), there["norm_1"])
+        lines += dense((part.name, "norm_1", "modulation"), names["embed"])
+        lines += norm((part.name, "norm_1", "norm"), names["norm_1"])
     else:
-        lines += dense((part.name, "shift"), there["embed"]) + norm((part.name, "norm_1"), there["norm_1"])
-    lines += conv((part.name, "conv_1"), there["conv_1"])
+        lines += dense((part.name, "shift"), names["embed"]) + norm((part.name, "norm_1"), names["norm_1"])
+    lines += conv((part.name, "conv_1"), names["conv_1"])
     if "skip" in roles and has_skip(net, part):
-        lines += conv((part.name, "skip"), there["skip"])
+        lines += conv((part.name, "skip"), names["skip"])
     return lines
 
 
