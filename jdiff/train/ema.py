@@ -1,6 +1,7 @@
-"""Exponential moving averages of parameters: an average that starts at the parameters, and laws of its decay.
+"""Exponential moving averages of parameters: how an average is updated, and laws of its decay.
 
-A law is a function of the step, `decay(step) -> float`, the weight that the old average keeps.
+An average starts at the parameters. A law is a function `decay(step) -> number`: the share that the average keeps of
+its past in that step.
 """
 
 import math
@@ -15,11 +16,16 @@ from jdiff.core.arrays import Array, wide
 
 
 def update(ema: Any, params: Any, keep) -> Any:
-    """keep * ema + (1 - keep) * params, leaf by leaf; exact where the two agree.
+    """The average one step later: keep * ema + (1 - keep) * params, leaf by leaf, exact where the two agree.
 
-    In the dtype of `ema`, but computed and returned in float32 at least: in bfloat16 a decay of 0.999 is 1, and the
-    average would stay where it began. Leaves that are not floating are those of `params`: an average of integers is
-    none.
+    It is computed and returned in the dtype of `ema`, and in float32 at least: in bfloat16 a decay of 0.999 is 1, and
+    the average would stay where it began. Leaves that are not floating are copied from `params`, because integers have
+    no average.
+
+    Args:
+        ema: the average so far, a tree.
+        params: the new parameters, a tree of the same structure.
+        keep: the share of the old average, a number in [0, 1).
     """
 
     def leaf(old, new):
@@ -35,34 +41,55 @@ def update(ema: Any, params: Any, keep) -> Any:
 
 
 def constant(decay: float) -> Callable[[Array], Array]:
-    """The same decay at every step.  Raises ValueError outside [0, 1)."""
+    """The same decay at every step.
+
+    Raises:
+        ValueError: the decay is outside [0, 1).
+    """
     if not 0 <= decay < 1:
         raise ValueError(f"ema: decay must be in [0, 1), got {decay}")
     return lambda step: jnp.asarray(decay, float)
 
 
 def half_life(images: float, batch: int, ramp: float | None = 0.05) -> Callable[[Array], Array]:
-    """Half of what was known `images` images ago: decay = 2^(-batch / min(images, ramp * images seen)).
+    """A law that forgets half in `images` images: decay = 2^(-batch / min(images, ramp * images so far)).
 
-    Independent of the batch size; the ramp keeps the memory short at first. Karras et al. 2022, arXiv:2206.00364,
-    appendix F. Raises ValueError for non-positive arguments.
+    The average does not depend on the size of the batch. The ramp keeps the memory short at first.
+
+    Args:
+        images: the half-life, in images.
+        batch: the images of a step.
+        ramp: the half-life is at most this share of the images so far; None for no ramp.
+
+    Raises:
+        ValueError: an argument is not positive.
+
+    Reference:
+        Karras et al. 2022, arXiv:2206.00364, appendix F.
     """
     if images <= 0 or batch <= 0 or (ramp is not None and ramp <= 0):
         raise ValueError(f"ema: half-life {images}, batch {batch} and ramp {ramp} must be positive")
 
     def decay(step):
-        seen = jnp.asarray(step + 1, float) * batch
-        memory = images if ramp is None else jnp.minimum(images, ramp * seen)
+        images_so_far = jnp.asarray(step + 1, float) * batch
+        memory = images if ramp is None else jnp.minimum(images, ramp * images_so_far)
         return jnp.exp2(-batch / memory)
 
     return decay
 
 
 def warmup(max_decay: float = 0.9999, inv_gamma: float = 1.0, power: float = 2 / 3) -> Callable[[Array], Array]:
-    """min(max_decay, 1 - (1 + step / inv_gamma)^-power): the average over a growing window.
+    """A law of a growing window: decay = min(max_decay, 1 - (1 + step / inv_gamma)^-power).
 
-    With power 1 and inv_gamma 1, the plain mean of all parameters so far, until max_decay. Raises ValueError for a
-    max_decay outside [0, 1), and where inv_gamma or power is not positive.
+    With power 1 and inv_gamma 1 the average is the plain mean of all parameters so far, until max_decay is reached.
+
+    Args:
+        max_decay: the largest decay, in [0, 1).
+        inv_gamma: the number of steps after which the window begins to grow.
+        power: how fast it grows.
+
+    Raises:
+        ValueError: max_decay is outside [0, 1), or another argument is not positive.
     """
     if not 0 <= max_decay < 1 or inv_gamma <= 0 or power <= 0:
         raise ValueError(
@@ -72,19 +99,28 @@ def warmup(max_decay: float = 0.9999, inv_gamma: float = 1.0, power: float = 2 /
 
 
 def power(sigma_rel: float) -> Callable[[Array], Array]:
-    """`power_gamma` of the profile whose standard deviation is `sigma_rel` of the run so far, as in EDM2: 0.05, 0.1.
+    """The law `power_gamma` whose profile has the standard deviation `sigma_rel`, as a share of the run so far.
 
-    Raises ValueError as `gamma_of` does.
+    EDM2 uses 0.05 and 0.1.
+
+    Raises:
+        ValueError: sigma_rel is outside (0, 0.3002].
     """
     return power_gamma(gamma_of(sigma_rel))
 
 
 def power_gamma(gamma: float) -> Callable[[Array], Array]:
-    """decay = (1 - 1/t)^(gamma + 1) at t = step + 1: the average weighs the parameters of step tau by tau^gamma.
+    """A law whose average weighs the parameters of step tau by tau^gamma: decay = (1 - 1/t)^(gamma + 1), t = step + 1.
 
-    The weight of parameters tau is that of [tau - 1, tau] under (gamma + 1) tau^gamma / t^(gamma + 1), of mean
-    t (gamma + 1) / (gamma + 2): it grows with the run, and forgets the start. Karras et al. 2024, arXiv:2312.02696,
-    section 3.1 and eq. 127. Raises ValueError unless gamma > -1.
+    The weight of the parameters of step tau is the integral over [tau - 1, tau] of the profile
+    (gamma + 1) tau^gamma / t^(gamma + 1). Its mean is t (gamma + 1) / (gamma + 2), so the window grows with the run and
+    the start is forgotten.
+
+    Raises:
+        ValueError: gamma is not above -1.
+
+    Reference:
+        Karras et al. 2024, arXiv:2312.02696, section 3.1 and eq. 127.
     """
     if not -1 < gamma < math.inf:
         raise ValueError(f"ema: gamma must be above -1, got {gamma}")
@@ -95,7 +131,14 @@ def power_gamma(gamma: float) -> Callable[[Array], Array]:
 def sigma_rel_of(gamma: float) -> float:
     """The standard deviation of the power profile over its length: sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2).
 
-    arXiv:2312.02696 eq. 123. Raises ValueError unless gamma > -1.
+    >>> round(sigma_rel_of(6.94), 3)
+    0.1
+
+    Raises:
+        ValueError: gamma is not above -1.
+
+    Reference:
+        arXiv:2312.02696 eq. 123.
     """
     if not -1 < gamma < math.inf:
         raise ValueError(f"ema: gamma must be above -1, got {gamma}")
@@ -103,9 +146,18 @@ def sigma_rel_of(gamma: float) -> float:
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The exponent with that relative standard deviation: the largest root of sigma^2 (g + 2)^2 (g + 3) = g + 1.
+    """The exponent of the power profile with that relative standard deviation.
 
-    0.05 -> 16.97, 0.10 -> 6.94. arXiv:2312.02696 eq. 126. Raises ValueError outside (0, 0.3002]: none is wider.
+    It is the largest root g of sigma_rel^2 (g + 2)^2 (g + 3) = g + 1.
+
+    >>> round(gamma_of(0.05), 2), round(gamma_of(0.1), 2)
+    (16.97, 6.94)
+
+    Raises:
+        ValueError: sigma_rel is outside (0, 0.3002], since no profile is wider.
+
+    Reference:
+        arXiv:2312.02696 eq. 126.
     """
     if not 0 < sigma_rel <= 0.3002:
         raise ValueError(f"ema: sigma_rel must be in (0, 0.3002], the width of a profile over the run; got {sigma_rel}")

@@ -1,7 +1,7 @@
-"""Meshes and placement: the only place that builds a mesh.
+"""Meshes and placement on devices and processes: no other file builds a mesh.
 
-The same pure step runs under `jax.jit` with these shardings (data parallel, or with the state sharded too: FSDP), under
-`jax.pmap` with an axis name, and in several processes under `jax.distributed`.
+The same pure step runs in three ways: under `jax.jit` with these shardings (data parallel, or FSDP, where the state is
+divided too), under `jax.pmap` with an axis name, and in several processes under `jax.distributed`.
 """
 
 import math
@@ -21,13 +21,24 @@ def initialize(
     timeout: float = 300.0,
     heartbeat: float = 100.0,
 ) -> bool:
-    """Join the processes of a run, before anything else asks for a device; whether there are several.
+    """Join the processes of a run, before anything else asks for a device.
 
-    Slurm, Open MPI, TPU pods and indexed Kubernetes jobs are recognised by their environment. Elsewhere give all three:
-    the coordinator's HOST:PORT, how many processes there are, and which one this is, from 0. After `timeout` seconds in
-    which not all have come, and after `heartbeat` seconds in which one is not heard of, JAX aborts the process, with
-    pages of its own on stderr.
-    Raises ValueError if only some are given or they make no sense.
+    Slurm, Open MPI, TPU pods and indexed Kubernetes jobs are recognised by their environment. Elsewhere give the first
+    three arguments, all of them.
+
+    Args:
+        coordinator: HOST:PORT of process 0.
+        processes: how many processes there are.
+        process_id: which one this is, from 0.
+        timeout: seconds in which all processes must come. After them JAX aborts the process, with pages of its own on
+            stderr.
+        heartbeat: seconds without news of a process after which JAX aborts the others in the same way.
+
+    Returns:
+        Whether there are several processes.
+
+    Raises:
+        ValueError: only some of the three are given, or they have no meaning.
     """
     limits = dict(initialization_timeout=math.ceil(timeout), heartbeat_timeout_seconds=math.ceil(heartbeat))
     given = [coordinator is not None, processes is not None, process_id is not None]
@@ -45,13 +56,13 @@ def initialize(
     return jax.process_count() > 1
 
 
-def _join(*place, **limits) -> None:
+def _join(*address, **limits) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # which takes SIGTERM for itself
-    jax.distributed.initialize(*place, **limits)
+    jax.distributed.initialize(*address, **limits)
 
 
 def launched() -> tuple[int, int] | None:
-    """(number of this process, how many there are) as Slurm or Open MPI say in the environment; None elsewhere."""
+    """(number of this process, number of processes), as Slurm or Open MPI say in the environment; None elsewhere."""
     for rank, count in (("SLURM_PROCID", "SLURM_NTASKS"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")):
         numbers = os.environ.get(rank, ""), os.environ.get(count, "")
         if all(number.isdigit() for number in numbers):
@@ -69,10 +80,18 @@ def in_cluster() -> bool:
 
 
 def mesh(devices=None, axis: str = "data", fsdp: int = 1) -> Mesh:
-    """A mesh over the devices (all if None): one axis, or (axis, "fsdp") with `fsdp` devices along the second.
+    """A mesh over devices, with one axis or with two.
 
-    Batches are divided over both axes, a state that `fsdp` places over the last. Auto, so that plain code runs on it
-    unchanged. Raises ValueError if the number of devices is no multiple of `fsdp`.
+    Batches are divided over all axes, and a state that `fsdp` places is divided over the last. The axes are of the type
+    Auto, on which plain code runs unchanged.
+
+    Args:
+        devices: the devices; None for all of them.
+        axis: the name of the first axis.
+        fsdp: the number of devices along a second axis, named "fsdp"; 1 for no second axis.
+
+    Raises:
+        ValueError: the number of devices is no multiple of `fsdp`.
     """
     if devices is None:  # by process: each has the rows of its own devices
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -85,9 +104,15 @@ def mesh(devices=None, axis: str = "data", fsdp: int = 1) -> Mesh:
 
 
 def shard_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
-    """Each array's axis of samples over the mesh; under several processes, from each process its own part of the batch.
+    """The batch with its axis of samples divided over the mesh.
 
-    `axis` is 1 for a stack of batches. Raises ValueError if the batch does not divide.
+    Args:
+        mesh: the mesh.
+        batch: a tree of arrays; under several processes, each gives its own part of the batch.
+        axis: the axis of samples: 0, or 1 for a stack of batches.
+
+    Raises:
+        ValueError: the batch does not divide over the devices, or holds a number.
     """
     processes = jax.process_count()
     for leaf in jax.tree.leaves(batch):
@@ -109,19 +134,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """A copy of the tree on every device of the mesh."""
+    """The tree with a whole copy on every device of the mesh."""
     return place(tree, replicated(mesh))
 
 
 def fsdp(mesh: Mesh, tree: Any, min_size: int = 4096) -> Any:
-    """Shardings of a tree of arrays: their largest axes that divide, over the mesh's last axis; small ones replicated.
+    """Shardings for fully sharded data parallelism: each array is divided along its largest axis that divides.
 
-    Fully sharded data parallelism: `state = place(state, s := fsdp(mesh, state))`, then
-    `jax.jit(train_step, donate_argnums=0, out_shardings=(s, None))` on batches from `shard_batch`. The partitioner
-    gathers parameters where they are used and scatters gradients: ZeRO, Rajbhandari et al. 2019, arXiv:1910.02054.
-    `min_size`: numbers in an array below which sharding it costs more than it saves.
+    Use `shardings = fsdp(mesh, state)` and `state = place(state, shardings)`, then
+    `jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))` on batches from `shard_batch`. The
+    partitioner gathers parameters where they are used, and scatters gradients.
+
+    Args:
+        mesh: the mesh, over whose last axis arrays are divided.
+        tree: a tree of arrays, or of their shapes.
+        min_size: an array with fewer numbers is replicated, because dividing it costs more than it saves.
+
+    Returns:
+        A tree of shardings.
+
+    Reference:
+        ZeRO: Rajbhandari et al. 2019, arXiv:1910.02054.
     """
-
     axis = mesh.axis_names[-1]
 
     def sharding(leaf):
@@ -134,7 +168,7 @@ def fsdp(mesh: Mesh, tree: Any, min_size: int = 4096) -> Any:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """A copy of the tree under the shardings (one, or a tree of them); donating the copy leaves the original alone."""
+    """A copy of the tree under shardings, one or a tree of them; donating the copy leaves the original alone."""
     # device_put shares memory where it can, even with may_alias=False: then donation would delete the original
     tree = jax.tree.map(lambda a: jnp.array(a, copy=True) if isinstance(a, jax.Array) else a, tree)
     return jax.device_put(tree, shardings)
@@ -152,9 +186,9 @@ def unstack(tree: Any) -> Any:
 
 
 def host(tree: Any) -> Any:
-    """The tree as NumPy arrays, whole, on every process: parts that other processes hold are gathered from them.
+    """The tree as whole NumPy arrays on every process; parts that other processes hold are gathered from them.
 
-    All processes must call this together.
+    All processes call this together.
     """
 
     def leaf(a):
@@ -182,7 +216,7 @@ def highest(number: int) -> int:
 
 
 def from_first(text: str, most: int = 1024) -> str:
-    """The text, of at most `most` bytes, that process 0 gave: all processes call this together."""
+    """The text, of at most `most` bytes, that process 0 gave; all processes call this together."""
     if jax.process_count() == 1:
         return text
     from jax.experimental import multihost_utils

@@ -1,11 +1,12 @@
 """Post-hoc averages: snapshots of two power-function averages, from which any other profile is reconstructed.
 
-Karras et al. 2024, arXiv:2312.02696, section 3.2 and appendix C.3. A profile (t, gamma) weighs the parameters of time
-tau <= t by p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1): what `ema.power_gamma` tracks. A profile that was not
-tracked is the nearest combination of snapshots that were: train once, choose the length of the average afterwards.
+A profile (t, gamma) weighs the parameters of time tau <= t by p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1), which is
+what `ema.power_gamma` tracks. A profile that was not tracked is approximated by the nearest combination of snapshots.
+So a run is trained once, and the length of its average is chosen afterwards.
 
-`DIR/STEP-SIGMA_REL.npz`, one file a snapshot, without pickles. Each holds a record beside its arrays: its step and
-sigma_rel, a CRC-32 of each array, and a fingerprint of the model, so that it is not taken for another one.
+Each snapshot is one file `DIR/STEP-SIGMA_REL.npz` (see `train.params_file`). Its record notes the step and sigma_rel.
+
+Reference: Karras et al. 2024, arXiv:2312.02696, section 3.2 and appendix C.3.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,13 +26,26 @@ from jdiff.train.params_file import SNAPSHOT, read_recorded, warn_unverified, wr
 
 
 def coefficients(steps, gammas, step: float, gamma: float) -> np.ndarray:
-    """The weights, (N,), of snapshots (steps[i], gammas[i]) that reconstruct the profile (step, gamma). float64.
+    """The weights of snapshots that reconstruct the profile (step, gamma).
 
-    They minimise the integral of (p - sum_i x_i p_i)^2 over time subject to sum_i x_i = 1, so that what the parameters
-    have in common stays; a profile that is among the snapshots is that snapshot. arXiv:2312.02696 algorithm 3, which
-    divides by the sum instead: the same for many snapshots, half the error for few.
-    Raises ValueError for no snapshots, one that is there twice, steps < 1, gammas <= -1/2 (their profiles have no
-    norm), and a step past the last snapshot.
+    They minimise the integral of (p - sum_i x_i p_i)^2 over time under the constraint sum_i x_i = 1, so that what the
+    parameters have in common stays. A profile that is among the snapshots is that snapshot. Algorithm 3 of the paper
+    divides by the sum instead: for many snapshots that is the same, and for few its error is twice as large.
+
+    Args:
+        steps: the step of each snapshot (N,), 1 or more.
+        gammas: the exponent of each snapshot's profile (N,), or one for all; above -1/2, or profiles have no norm.
+        step: the step at which the wanted profile ends, at most the last of `steps`.
+        gamma: the exponent of the wanted profile.
+
+    Returns:
+        The weights (N,), float64.
+
+    Raises:
+        ValueError: an argument is outside its range, a snapshot is given twice, or there is none.
+
+    Reference:
+        arXiv:2312.02696 algorithm 3.
     """
     t, g = np.broadcast_arrays(np.atleast_1d(np.float64(steps)), np.float64(gammas))
     if t.ndim != 1 or not t.size:
@@ -54,11 +68,16 @@ def coefficients(steps, gammas, step: float, gamma: float) -> np.ndarray:
 
 
 def misfit(steps, gammas, weights, step: float, gamma: float) -> float:
-    """How far the combined profile is from (step, gamma): the norm of the difference over that of the profile."""
+    """How far a combined profile is from (step, gamma): the norm of the difference over the norm of the profile.
+
+    Args:
+        steps, gammas, step, gamma: as in `coefficients`.
+        weights: the weight of each snapshot (N,).
+    """
     t, g = np.broadcast_arrays(np.float64(steps), np.float64(gammas))
-    own = _dot(step, gamma, step, gamma)
-    square = own - 2 * weights @ _dot(t, g, step, gamma) + weights @ _dot(t[:, None], g[:, None], t, g) @ weights
-    return float(np.sqrt(max(square, 0.0) / own))
+    norm = _dot(step, gamma, step, gamma)
+    square = norm - 2 * weights @ _dot(t, g, step, gamma) + weights @ _dot(t[:, None], g[:, None], t, g) @ weights
+    return float(np.sqrt(max(square, 0.0) / norm))
 
 
 def _dot(t, g, s, h):
@@ -68,10 +87,17 @@ def _dot(t, g, s, h):
 
 
 def combine(snapshots: Iterable[Any], weights) -> Any:
-    """sum_i weights[i] snapshots[i], leaf by leaf, summed in float64, in the dtypes of the snapshots; NumPy arrays.
+    """sum_i weights[i] snapshots[i], leaf by leaf, summed in float64.
 
-    `snapshots` may be a generator: they are taken one at a time. Leaves that are not floating are those of the last.
-    Raises ValueError unless there are as many as weights.
+    Args:
+        snapshots: trees of one structure; a generator holds one of them in memory at a time.
+        weights: as many numbers.
+
+    Returns:
+        A tree of NumPy arrays in the dtypes of the snapshots. Leaves that are not floating are those of the last one.
+
+    Raises:
+        ValueError: there are no snapshots, or not as many as weights.
     """
     sums = None
     for weight, tree in zip(weights, snapshots, strict=True):
@@ -93,7 +119,7 @@ def combine(snapshots: Iterable[Any], weights) -> Any:
 
 
 class Snapshot(NamedTuple):
-    """An average on disk: the step it was taken at, its profile's relative width, its file."""
+    """An average on disk: the step at which it was taken, the relative width of its profile, and its file."""
 
     step: int
     sigma_rel: float
@@ -106,10 +132,21 @@ class Snapshot(NamedTuple):
 
 
 def store(directory, step: int, averages: dict) -> list[Path]:
-    """Write the averages {sigma_rel: params} of `ema.power(sigma_rel)` after `step` steps; the files.
+    """Write averages as snapshots; under several processes all of them call this, and the first writes.
 
-    Under several processes all of them call this, and the first writes. An older file of the same name is replaced.
-    Raises ValueError for a step < 1 or a key that is no sigma_rel, OSError where the directory cannot be written.
+    An older file of the same name is replaced.
+
+    Args:
+        directory: where the files go.
+        step: the number of steps taken, 1 or more.
+        averages: {sigma_rel: parameters}, each the average of `ema.power(sigma_rel)`.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: the step is below 1, or a key is no sigma_rel.
+        OSError: a file could not be written.
     """
     if int(step) < 1:
         raise ValueError(f"a snapshot is taken after a step, 1 or later; got {step}")
@@ -128,9 +165,11 @@ def store(directory, step: int, averages: dict) -> list[Path]:
 
 
 def snapshots(directory) -> list[Snapshot]:
-    """The snapshots in a directory, by step and width; none if there is no such directory.
+    """The snapshots in a directory, sorted by step and width; none if there is no such directory.
 
-    Raises CheckpointError naming a file that has a snapshot's name, but of none that there can be, or one's twice.
+    Raises:
+        CheckpointError: a file has the form of a snapshot's name and says an impossible step or width, or two files say
+            the same ones.
     """
     directory, found = Path(directory), {}
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
@@ -149,19 +188,21 @@ def snapshots(directory) -> list[Snapshot]:
 
 
 def load(snapshots: Iterable[Snapshot]) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of each snapshot in turn, {name: array}, as `combine` takes them.
+    """The arrays {name: array} of each snapshot in turn, as `combine` takes them.
 
-    Each file is compared with its name, with the checksums in it and with the model of the first. Raises
-    CheckpointError naming a file that is missing, damaged, renamed or of another model. Those of earlier versions
-    hold no record to compare with: a `CheckpointWarning` says so at the end.
+    Each file is compared with its name, with its checksums and with the model of the first one. Files of earlier
+    versions have no checksums: a `CheckpointWarning` says so at the end.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, renamed or of another model; the message names it.
     """
     first, shapes, old = None, None, []
     for snapshot in snapshots:
         arrays, record = read_recorded(snapshot.path)
-        own = {name: array.shape for name, array in arrays.items()}
+        found = {name: array.shape for name, array in arrays.items()}
         if first is None:
-            first, shapes = snapshot, own
-        elif difference := shape_difference(own, shapes):
+            first, shapes = snapshot, found
+        elif difference := shape_difference(found, shapes):
             raise CheckpointError(f"{snapshot.path} is of another model than {first.path.name}: {difference}")
         if record is None:
             old.append(snapshot)
