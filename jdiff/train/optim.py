@@ -1,6 +1,6 @@
 """Optimisers and learning-rate schedules by name, over optax.
 
-Their states hold arrays only, so that they can be donated, sharded and checkpointed.
+The states of optimisers hold arrays only, so they can be donated, sharded and checkpointed.
 """
 
 import functools
@@ -44,17 +44,30 @@ LR_SCHEDULES = {
 
 
 def lr_schedule(name: str, lr: float, steps: int, warmup_steps: int = 0, **args) -> optax.Schedule:
-    """The learning rate of each step k = 0, 1, ...: linear from 0 over `warmup_steps`, then as named until `steps`.
+    """The learning rate of each step k = 0, 1, ...: a linear warm-up from 0, then the named schedule.
 
-    With w = warmup_steps and u = (k - w) / (steps - w), capped at 1:
+    With w = warmup_steps and u = (k - w) / (steps - w), capped at 1, it is after the warm-up:
 
         constant        lr
         cosine          lr (end + (1 - end) (1 + cos(pi u)) / 2)       end=0.0: the share of lr that is left
         linear          lr (1 - u + end u)                             end=0.0
         inverse_sqrt    lr min(k / w, 1) / sqrt(max(k / reference, 1)) reference: the step at which the decay begins
 
-    The last is arXiv:2312.02696 eq. 67, whose k counts the warm-up too. Raises ValueError for an unknown name or
-    argument, a learning rate that is not positive, a negative warm-up, `end` outside [0, 1], reference <= 0.
+    Args:
+        name: the schedule's name, as above.
+        lr: the learning rate at the end of the warm-up.
+        steps: the step at which the schedule ends.
+        warmup_steps: the length of the warm-up, 0 or more.
+        **args: the arguments of the named schedule, as above.
+
+    Returns:
+        A function of the step.
+
+    Raises:
+        ValueError: an unknown name or argument, or a number out of its range.
+
+    Reference:
+        inverse_sqrt is arXiv:2312.02696 eq. 67, whose k counts the warm-up too.
     """
     make = _named("learning-rate schedule", LR_SCHEDULES, name, args, given=("lr", "steps"))
     if lr <= 0 or warmup_steps < 0:
@@ -76,10 +89,10 @@ FIXED = {"frequencies", "phases", "sigmas"}  # vectors of our networks that no g
 
 
 def kernels(params: Any) -> Any:
-    """True for each matrix or convolution kernel, False for biases, scales of norms, gains and embeddings.
+    """True for each matrix and convolution kernel, False for biases, scales of norms, gains and embeddings.
 
-    A leaf is one if it is called `kernel` and has two axes or more; or if it is of another name, two of its axes are
-    longer than 1, and no name on its path has a word of `NOT_DECAYED` in it.
+    A leaf named `kernel` is one if it has two axes or more. A leaf of another name is one if two of its axes are longer
+    than 1, and no name on its path contains a word of `NOT_DECAYED`.
     """
 
     def leaf(path, a):
@@ -157,17 +170,30 @@ def optimizer(
     weight_decay_mask: str | Callable | Any = "kernels",
     **args,
 ) -> optax.GradientTransformation:
-    """The named optimiser, after clipping gradients to a global norm of `clip` if given; `args` go to optax.
+    """The named optimiser, with clipping of gradients before it and a mask for weight decay.
 
-    adam, adamax, nadam (arXiv:1412.6980; Dozat 2016), adamw, adamaxw, nadamw (decoupled decay, 1711.05101), rmsprop,
-    adagrad, sgd(momentum, nesterov, weight_decay: added to the gradient), lion (2302.06675), adafactor (1804.04235; its
-    weight_decay_rate is not multiplied by the learning rate), muon (Jordan 2024): kernels by orthogonal steps, NAdam
-    for all else, weight_decay on kernels, adam_weight_decay on the rest.
+    Moments are kept and steps are made in float32 at least, also for parameters in half precision;
+    `optax.apply_updates` rounds once, to the dtype of the parameters.
 
-    `weight_decay_mask`: "kernels" (see `kernels`), "all", or a tree of bools like the parameters or a function making
-    one. Fixed arrays (see `fixed`) are never decayed. Moments are kept and steps made in float32 at least, also for
-    parameters in half precision; `optax.apply_updates` rounds once, to their dtype. Raises
-    ValueError for an unknown name, argument or mask, and for numbers out of range.
+        adam, adamax, nadam         Kingma & Ba 2014, arXiv:1412.6980; Dozat 2016
+        adamw, adamaxw, nadamw      the same with decoupled decay, Loshchilov & Hutter 2017, arXiv:1711.05101
+        rmsprop, adagrad            Hinton 2012; Duchi, Hazan & Singer 2011
+        sgd                         momentum, nesterov, and weight_decay, which is added to the gradient
+        lion                        Chen et al. 2023, arXiv:2302.06675
+        adafactor                   arXiv:1804.04235; weight_decay_rate is not multiplied by the learning rate
+        muon                        Jordan 2024: orthogonal steps and weight_decay for kernels, NAdam and
+                                    adam_weight_decay for all else
+
+    Args:
+        name: the optimiser's name, as above.
+        learning_rate: a number, or a function of the step.
+        clip: the largest global norm of the gradients, positive; None for no clipping.
+        weight_decay_mask: "kernels" (see `kernels`), "all", a tree of bools like the parameters, or a function that
+            makes one of them. Fixed arrays (see `fixed`) are never decayed.
+        **args: the optimiser's own arguments, as in optax.
+
+    Raises:
+        ValueError: an unknown name, argument or mask, or a number out of its range.
     """
     make = _named("optimizer", OPTIMIZERS, name, args, given=_GIVEN)
     if clip is not None and clip <= 0:
@@ -188,9 +214,9 @@ def optimizer(
 
 
 def _wide_and_without_fixed(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx`, in float32 at least and shown zeros for fixed arrays; its state is the same tree.
+    """`tx` computing in float32 at least, and given zeros in place of fixed arrays; its state is the same tree.
 
-    In bfloat16 a moment with b2 = 0.999 never falls. What is 0 does not decay, in any optimiser, whatever its masks.
+    In bfloat16 a moment with b2 = 0.999 never falls. A parameter that is 0 does not decay, whatever the masks are.
     """
     tx = optax.with_extra_args_support(tx)
 
