@@ -17,7 +17,8 @@ from jdiff.core.pytrees import concrete
 from jdiff.process.clock import Schedule
 from jdiff.process.prediction import Denoise, Prediction
 
-LEAST_ALPHA = 1e-4  # of sigma: below it, 1/alpha would amplify rounding, and a step in sigma/alpha is endless
+# Of alpha / sigma. Below it 1 / alpha would amplify rounding, and a step in sigma / alpha would have no end.
+SMALLEST_ALPHA = 1e-4
 
 
 class Now(NamedTuple):
@@ -97,28 +98,7 @@ class RecallingSolver(Solver, Protocol):
         ...
 
 
-def steps_before(breaks: Array | None, count: int) -> Array:
-    """How many earlier steps of the same path each of `count` steps has, (count,): those since the last break."""
-    i = jnp.arange(count)
-    return i if breaks is None else i - lax.cummax(jnp.where(breaks, i, 0))
-
-
-def nearly_noise(schedule: Schedule, t: Array) -> Array:
-    """Whether alpha is so small beside sigma that nothing may be divided by it."""
-    return schedule.alpha(t) < LEAST_ALPHA * schedule.sigma(t)
-
-
-def check_order(name: str, order, most: int | None = None) -> None:
-    """Raise ValueError unless `order` is a whole number from 1 to `most`."""
-    whole = isinstance(order, (int, np.integer)) and not isinstance(order, bool)
-    if not whole or order < 1 or (most is not None and order > most):
-        upto = f"1 to {most}" if most else "1 or more"
-        raise ValueError(f"{name}: order must be a whole number, {upto}; got {order!r}")
-
-
-def is_positive(value) -> bool:
-    """Whether a number is known now to be positive somewhere: then its noise needs a key."""
-    return value is not None and concrete(value) and bool((np.asarray(value) > 0).any())
+# ---------------------------------------------------------------- what the families share: updates
 
 
 class Mix(NamedTuple):
@@ -130,15 +110,66 @@ class Mix(NamedTuple):
 
 
 def mix(coefficients: Mix, prediction: Prediction, x: Array, key, scale=None) -> Array:
-    """x_s from a prediction at x_t and fresh noise, the noise multiplied by `scale` (like x) if given.
+    """x_s = x0 * (x_0 hat) + eps * (eps hat) + noise * scale * z.
 
-    Without a key, noise that is asked for is nan, never left out.
+    Args:
+        coefficients: those of one step, each of shape () or (B,).
+        prediction: the prediction at x_t.
+        x: x_t, (B, ...), whose shape and dtype x_s has.
+        key: for z, as in `Solver.step`.
+        scale: an array like x, or None for 1.
+
+    Returns:
+        x_s, (B, ...). Without a key it is nan where the noise is not 0.
     """
-    noise = expand(coefficients.noise, x)
-    if key is None:
-        fresh = jnp.where(noise == 0, 0, jnp.nan).astype(x.dtype)
-    else:
-        fresh = noise * normal(key, x.shape, x.dtype)
+    noise = scaled_noise(coefficients.noise, x, key)
     if scale is not None:
-        fresh = fresh * scale
-    return expand(coefficients.x0, x) * prediction.x0 + expand(coefficients.eps, x) * prediction.eps + fresh
+        noise = noise * scale
+    return expand(coefficients.x0, x) * prediction.x0 + expand(coefficients.eps, x) * prediction.eps + noise
+
+
+def scaled_noise(scale, x: Array, key) -> Array:
+    """scale * z with z ~ N(0, I) of the shape of x, and `scale` () or (B,).
+
+    Without a key it is nan where `scale` is not 0: noise that a method needs is never left out silently.
+    """
+    scale = expand(scale, x)
+    if key is None:
+        return jnp.where(scale == 0, 0, jnp.nan).astype(x.dtype)
+    return scale * normal(key, x.shape, x.dtype)
+
+
+def nearly_noise(schedule: Schedule, t: Array) -> Array:
+    """Whether alpha is so small beside sigma that nothing may be divided by it."""
+    return schedule.alpha(t) < SMALLEST_ALPHA * schedule.sigma(t)
+
+
+def steps_since_break(breaks: Array | None, count: int) -> Array:
+    """How many earlier steps of the same path each of `count` steps has, (count,): those since the last break."""
+    i = jnp.arange(count)
+    return i if breaks is None else i - lax.cummax(jnp.where(breaks, i, 0))
+
+
+# ---------------------------------------------------------------- what the families share: settings
+
+
+def check_order(name: str, order, most: int | None = None) -> None:
+    """Raise ValueError unless `order` is a whole number from 1 to `most`."""
+    whole = isinstance(order, (int, np.integer)) and not isinstance(order, bool)
+    if not whole or order < 1 or (most is not None and order > most):
+        allowed = f"1 to {most}" if most else "1 or more"
+        raise ValueError(f"{name}: order must be a whole number, {allowed}; got {order!r}")
+
+
+def check_base(solver, base) -> None:
+    """Raise ValueError unless `base`, the solver inside `solver`, is a deterministic one without memory."""
+    name = type(solver).__name__
+    if not isinstance(base, OneStepSolver):
+        raise ValueError(f"{name}: {type(base).__name__} cannot step between free times; use Euler, Heun, RK4 or DPM2")
+    if base.stochastic:
+        raise ValueError(f"{name}: {type(base).__name__} draws noise of its own; use Euler, Heun, RK4 or DPM2")
+
+
+def is_positive(value) -> bool:
+    """Whether a number is known now to be positive somewhere: then its noise needs a key."""
+    return value is not None and concrete(value) and bool((np.asarray(value) > 0).any())

@@ -14,11 +14,7 @@ def _norm(x):
     return jnp.sqrt(jnp.sum(x**2, axis=tuple(range(1, x.ndim))))
 
 
-def _repeat(steps: range, body, x):
-    """x <- body(j, x) for each j, as a scan: it is differentiated backwards too."""
-    return lax.scan(lambda x, j: (body(j, x), None), x, jnp.asarray(steps))[0] if steps else x
-
-
+# (score, z, sigma) -> r, () or (B,)
 NORMS = {
     "expected": lambda score, z, sigma: sigma,
     "sample": lambda score, z, sigma: _norm(z) / _norm(score),
@@ -26,14 +22,30 @@ NORMS = {
 }
 
 
+def _repeat(steps: range, body, x):
+    """x <- body(j, x) for each j: a scan, because reverse mode does not go through `lax.fori_loop`."""
+    return lax.scan(lambda x, j: (body(j, x), None), x, jnp.asarray(steps))[0] if steps else x
+
+
 @noun
 class Langevin:
-    """x <- x + e score + sqrt(2 e) z,  e = 2 (snr r)^2,  `steps` times.
+    """A corrector: `steps` steps of Langevin dynamics at one noise level.
 
-    r is what |z| / |score| is expected to be, sigma_t; or, `norms` = "batch", the ratio of the batch's mean norms, as
-    in published code: sample i then depends on the others; or "sample", each sample's own, close to the first in high
-    dimension and wrong in low (its steps depend on x: in the plane, variances of 7 times the true one were measured).
-    Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5. Raises ValueError for a negative snr or another `norms`.
+        x <- x + e score + sqrt(2 e) z,    e = 2 (snr r)^2,    z ~ N(0, I)
+
+    Args:
+        snr: the signal-to-noise ratio of a step, 0 or more; 0 leaves x as it is.
+        steps: how many steps, 1 or more.
+        norms: what r is. "expected" takes sigma_t, which is what |z| / |score| is expected to be. "batch" takes the
+            ratio of the batch's mean norms, as published code does: sample i then depends on the others. "sample" takes
+            each sample's own ratio. That is close to the first in high dimension and wrong in low, because its steps
+            depend on x: in the plane, variances of 7 times the true one were measured.
+
+    Raises:
+        ValueError: for a negative snr, fewer than one step, or other `norms`.
+
+    Reference:
+        Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5.
     """
 
     snr: Number = 0.16
@@ -47,24 +59,42 @@ class Langevin:
             raise ValueError(f"Langevin: unknown norms {self.norms!r}; one of {', '.join(NORMS)}")
 
     def correct(self, denoise, schedule, x, t, key):
-        """`steps` steps of Langevin dynamics on p_t."""
+        """`steps` steps of Langevin dynamics on p_t.
+
+        Args:
+            denoise: the denoiser.
+            schedule: the noise schedule.
+            x: x_t, (B, ...).
+            t: its time, ().
+            key: as in `Solver.step`.
+
+        Returns:
+            x_t, (B, ...).
+        """
         sigma = schedule.sigma(t)
 
-        def body(j, x):
+        def langevin_step(j, x):
             score = -denoise.predict(x, t).eps / expand(sigma, x)
             z = normal(fold(key, j), x.shape, x.dtype)
-            root = expand(2 * self.snr * NORMS[self.norms](score, z, sigma), x)  # of 2 e
+            root = expand(2 * self.snr * NORMS[self.norms](score, z, sigma), x)  # sqrt(2 e)
             return x + 0.5 * root**2 * score + root * z
 
-        return _repeat(range(self.steps), body, x)
+        return _repeat(range(self.steps), langevin_step, x)
 
 
 @noun
 class PredictorCorrector:
-    """A step of `predictor` from t to s, then `corrector` at s.  Song et al. 2021, arXiv:2011.13456, algorithm 1.
+    """A step of `predictor` from t to s, and then `corrector` at s.
 
-    The corrector moves x, so a `predictor` of several steps has no earlier prediction to use: each of its steps is a
-    first one, of first order unless it starts with single steps of a higher order.
+    The corrector moves x. A `predictor` of several steps therefore has no earlier prediction to use: each of its steps
+    is a first one, of first order unless it starts with single steps of a higher order.
+
+    Args:
+        predictor: any solver.
+        corrector: what moves x at one noise level, as `Langevin`.
+
+    Reference:
+        Song et al. 2021, arXiv:2011.13456, algorithm 1.
     """
 
     predictor: object
@@ -79,18 +109,30 @@ class PredictorCorrector:
         return self.predictor.init(x)
 
     def step(self, denoise, schedule, x, now, state, key):
-        # keys of their own for the two: solvers may be nested
-        x, state, prediction = self.predictor.step(denoise, schedule, x, now, state, part(key, now.t, now.s, 0))
-        return self.corrector.correct(denoise, schedule, x, now.s, fold(key, 1)), state, prediction
+        # Solvers may be nested, so the predictor and the corrector have keys of their own.
+        predictor_key, corrector_key = part(key, now.t, now.s, 0), fold(key, 1)
+        x, state, prediction = self.predictor.step(denoise, schedule, x, now, state, predictor_key)
+        return self.corrector.correct(denoise, schedule, x, now.s, corrector_key), state, prediction
 
 
 @noun
 class AnnealedLangevin:
-    """x <- x + e/2 score + sqrt(e) z, `steps` times at each level, with e = step_size sigma_s^2; SMLD's sampler.
+    """Annealed Langevin dynamics, SMLD's sampler: `steps` steps at each noise level of the grid but the first.
 
-    Between levels x is only rescaled by alpha_s / alpha_t (1 for `VE`). step_size is eps / sigma_L^2 in the words of
-    Song & Ermon 2019, arXiv:1907.05600, algorithm 1, whose 2e-5 at sigma_L = 0.01 is 0.2. For exact scores of width
-    sigma the level's variance settles at sigma^2 / (1 - step_size / 4). Raises ValueError for a negative step_size.
+        x <- x + e/2 score + sqrt(e) z,    e = step_size sigma_s^2,    z ~ N(0, I)
+
+    Between levels x is only rescaled by alpha_s / alpha_t, which is 1 for `VE`.
+
+    Args:
+        step_size: epsilon / sigma_L^2 in the words of the paper, whose 2e-5 at sigma_L = 0.01 is 0.2; 0 or more. For
+            exact scores of width sigma the level's variance settles at sigma^2 / (1 - step_size / 4).
+        steps: how many steps at each level, 1 or more.
+
+    Raises:
+        ValueError: for a negative step_size, or fewer than one step.
+
+    Reference:
+        Song & Ermon 2019, arXiv:1907.05600, algorithm 1.
     """
 
     step_size: Number = 0.2
@@ -103,6 +145,7 @@ class AnnealedLangevin:
         check_order("AnnealedLangevin, number of steps as", self.steps)
 
     def plan(self, schedule, times, n, breaks=None):
+        """What x is multiplied with between levels, (N - 1,)."""
         t, s = times[:-1], times[1:]
         no_signal = nearly_noise(schedule, t)
         return jnp.where(
@@ -118,11 +161,11 @@ class AnnealedLangevin:
         sigma = schedule.sigma(now.s)
         drift, noise = expand(-0.5 * self.step_size * sigma, x), expand(jnp.sqrt(self.step_size) * sigma, x)
 
-        def move(x, eps, j):
+        def langevin_step(x, eps, j):
             return x + drift * eps + noise * normal(fold(key, j), x.shape, x.dtype)
 
         x = expand(now.plan, x) * x
         first = denoise.predict(x, now.s)  # outside of the loop, which its result cannot leave
-        x = move(x, first.eps, 0)
-        x = _repeat(range(1, self.steps), lambda j, x: move(x, denoise.predict(x, now.s).eps, j), x)
+        x = langevin_step(x, first.eps, 0)
+        x = _repeat(range(1, self.steps), lambda j, x: langevin_step(x, denoise.predict(x, now.s).eps, j), x)
         return x, state, first

@@ -14,14 +14,21 @@ from jdiff.core.arrays import Array, Number, expand, safe_sqrt
 from jdiff.core.checks import check_range
 from jdiff.core.pytrees import noun, static
 from jdiff.solvers import polynomial, stages
-from jdiff.solvers.base import Mix, check_order, is_positive, mix, nearly_noise, steps_before
+from jdiff.solvers.base import Mix, check_order, is_positive, mix, nearly_noise, steps_since_break
 from jdiff.solvers.polynomial import DATA, NOISE_BY_RATIO, Rule
 
 SHORT_GRID = 15  # below so many times, the last steps take lower orders: Lu et al. 2022, arXiv:2211.01095, appendix
 
 
 class Start(NamedTuple):
-    """How the first `count` steps are made, one by one."""
+    """How the first steps of a path are made.
+
+    Attributes:
+        rule: what their stages interpolate.
+        tableau: their stages.
+        count: how many steps are made so.
+        two_nodes: as in `polynomial.weights`.
+    """
 
     rule: Rule
     tableau: tuple
@@ -30,22 +37,44 @@ class Start(NamedTuple):
 
 
 class MultistepPlan(NamedTuple):
-    """The first-order part of every step, the weights of what came before (N - 1, H), and the start's stages."""
+    """What each step needs.
 
-    first: Mix
+    Attributes:
+        first_order: the coefficients of the first-order part.
+        weights: what the H predictions before this one are weighed with, (N - 1, H).
+        start: the stages of a step made by the method's `Start`; () without one.
+        age: how many earlier steps of the same path there are, (N - 1,).
+    """
+
+    first_order: Mix
     weights: Array
     start: tuple
-    before: Array  # how many earlier steps of the same path there are
+    age: Array
 
 
 @noun
 class Multistep:
-    """x_s = alpha_s x_0 + sigma_s exp(-eta h) eps + sum_j W_j (p_j - p_0) + sigma_s sqrt(1 - exp(-2 eta h)) z.
+    """A linear multistep method on x_0 or eps.
 
-    `nodes` predictions are interpolated (see `polynomial`), fewer at the start, and at the end of a grid of fewer than
-    `low_order_below` times. `corrector` > 0 corrects each step with so many of the old predictions and the new one. Orders above 2
-    are reached only with a `start` of that order: low-order first steps leave an error of second order behind. After
-    each of the plan's `breaks` the method starts again: predictions of another path are never used.
+        x_s = alpha_s x_0 + sigma_s exp(-eta h) eps + sum_j W_j (p_j - p_0) + sigma_s sqrt(1 - exp(-2 eta h)) z
+
+    with h the step in log(alpha/sigma), z ~ N(0, I), p_0 the prediction at x_t, p_j that of j steps before, and the
+    weights W_j of `polynomial`. Fewer predictions are interpolated in the first steps of a path, and in the last steps
+    of a short grid. Orders above 2 are reached only with a `start` of that order, because first steps of low order
+    leave an error of second order behind. After each of the plan's `breaks` the method starts again: predictions of
+    another path are never used.
+
+    Args:
+        eta: None for the probability-flow ODE, else 0 or more: the SDE with fresh noise of share 1 - exp(-2 eta h).
+        nodes: how many predictions are interpolated, the present one included; 1 or more.
+        rule: what is interpolated, and how it is weighed.
+        two_nodes: as in `polynomial.weights`.
+        corrector: 0 for none, else with how many of the old predictions, beside the new one, each step is corrected.
+        start: how the first steps are made; None for multistep ones of lower orders.
+        low_order_below: for grids of fewer times than this, the orders of the last steps go down to 1.
+
+    Raises:
+        ValueError: for fewer than one node, or an eta that is negative or not finite.
     """
 
     eta: Number | None = None
@@ -76,39 +105,52 @@ class Multistep:
     def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]
         eta = 0.0 if self.eta is None else self.eta
-        h = polynomial.half_log_snr(schedule, s) - polynomial.half_log_snr(schedule, t)
+        h = polynomial.step_size(schedule, t, s)
         sigma = schedule.sigma(s)
-        first = Mix(schedule.alpha(s), sigma * jnp.exp(-eta * h), sigma * safe_sqrt(-jnp.expm1(-2 * eta * h)))
+        first_order = Mix(schedule.alpha(s), sigma * jnp.exp(-eta * h), sigma * safe_sqrt(-jnp.expm1(-2 * eta * h)))
         start = ()
         if self.start is not None:
-            start = stages.plan(self.start.rule, self.start.tableau, schedule, t, s, None, self.start.two_nodes)
-        before = steps_before(breaks, len(t))
-        return MultistepPlan(first, self._weights(schedule, times, n, 1 + eta, before), start, before)
+            start = stages.plan_stages(
+                self.start.rule, self.start.tableau, schedule, t, s, two_nodes=self.start.two_nodes
+            )
+        age = steps_since_break(breaks, len(t))
+        return MultistepPlan(first_order, self._weights(schedule, times, n, 1 + eta, age), start, age)
 
-    def _weights(self, schedule, times, n, k, before):
-        """What each step adds of (p_j - p_0), for the H predictions before it: predictor, and last step's corrector."""
+    def _weights(self, schedule, times, n, rate, age):
+        """What each step adds of (p_j - p_0) for the H predictions before it, (N - 1, H).
+
+        It is the predictor of this step, and the correction of the last one, carried through this step.
+        """
         t, s = times[:-1], times[1:]
         i = jnp.arange(len(t))
         c = self.rule.coordinate(schedule, times)
         no_signal = nearly_noise(schedule, times)
-        back = i[:, None] - jnp.arange(max(self.nodes, self.corrector))[None]
-        nodes, exists = c[jnp.maximum(back, 0)], back >= (i - before)[:, None]
-        usable = exists & ~no_signal[jnp.maximum(back, 0)] | (back == i[:, None])
-        room = jnp.where(n < self.low_order_below, n - i, nodes.shape[-1])
-        among = jnp.arange(nodes.shape[-1])[None] < jnp.minimum(self.nodes, room)[:, None]
-        predictor = polynomial.weights(
-            self.rule, schedule, t, s, c[:-1], c[1:], nodes, usable & among, k, self.two_nodes
-        )
+        width = max(self.nodes, self.corrector)
+        node = i[:, None] - jnp.arange(width)[None]  # the index of the time of each prediction
+        nodes, exists = c[jnp.maximum(node, 0)], node >= (i - age)[:, None]
+        usable = exists & ~no_signal[jnp.maximum(node, 0)] | (node == i[:, None])
+        room = jnp.where(n < self.low_order_below, n - i, width)  # the order that is left at the end of a short grid
+
+        def first(count):
+            """Which of the nodes are the first `count`, or as many as there is room for."""
+            return jnp.arange(width)[None] < jnp.minimum(count, room)[:, None]
+
+        def weights(nodes, usable):
+            return polynomial.weights(
+                self.rule, schedule, t, s,
+                c_t=c[:-1], c_s=c[1:], nodes=nodes, usable=usable, rate=rate, two_nodes=self.two_nodes,
+            )  # fmt: skip
+
+        predictor = weights(nodes, usable & first(self.nodes))
         if not self.corrector:
             return predictor[:, 1 : self.nodes]
-        among = jnp.arange(nodes.shape[-1])[None] < jnp.minimum(self.corrector, room)[:, None]
         with_new = jnp.concatenate([c[1:, None], nodes], 1)
-        usable = jnp.concatenate([~no_signal[1:, None], usable & among], 1)
-        corrector = polynomial.weights(self.rule, schedule, t, s, c[:-1], c[1:], with_new, usable, k, self.two_nodes)
+        corrector = weights(with_new, jnp.concatenate([~no_signal[1:, None], usable & first(self.corrector)], 1))
         change = corrector - jnp.pad(predictor, ((0, 0), (1, 0)))  # of x_s, over (new, present, past ...)
-        first = 1 if self.start is None else self.start.count + 1
-        last = jnp.where((before >= first)[:, None], jnp.roll(change, 1, 0), 0)
-        carried = self.rule.retained(schedule, t, s, k)[:, None] * last
+        # The step before must have been one of this method, and of this path.
+        oldest = 1 if self.start is None else self.start.count + 1
+        change_before = jnp.where((age >= oldest)[:, None], jnp.roll(change, 1, 0), 0)
+        carried = self.rule.retained(schedule, t, s, rate)[:, None] * change_before
         return jnp.pad(predictor, ((0, 0), (0, 1)))[:, 1:] + carried[:, 1:]
 
     def init(self, x):
@@ -119,7 +161,7 @@ class Multistep:
         present = self.rule.pick(first)
 
         def multistep():
-            y = mix(now.plan.first, first, x, key if self.eta is not None else None)
+            y = mix(now.plan.first_order, first, x, key if self.eta is not None else None)
             for j in range(self.memory):
                 y = y + expand(now.plan.weights[j], x) * (state[j] - present)
             return y
@@ -128,18 +170,33 @@ class Multistep:
             start = self.start
             return stages.advance(start.rule, start.tableau, now.plan.start, denoise, x=x, t=now.t, first=first)
 
-        y = multistep() if self.start is None else lax.cond(now.plan.before < self.start.count, single_step, multistep)
+        x_s = multistep() if self.start is None else lax.cond(now.plan.age < self.start.count, single_step, multistep)
         state = jnp.concatenate([present[None], state[:-1]]) if self.memory else state
-        return y, state, first
+        return x_s, state, first
 
 
-def starting(name: str, start: str, order: int, rule: Rule, two_nodes=None) -> Start | None:
-    """The `Start` that a user names: "low_order", the literature's, or "single_step", of the method's own order."""
+def choose_start(name: str, start: str, order: int, rule: Rule, two_nodes=None) -> Start | None:
+    """The `Start` that a user names.
+
+    Args:
+        name: the solver's, for the error.
+        start: "low_order", the literature's, or "single_step", of the method's own order.
+        order: the order of the method.
+        rule: the rule of the method.
+        two_nodes: as in `polynomial.weights`.
+
+    Returns:
+        The start; None for multistep steps of lower orders.
+
+    Raises:
+        ValueError: for another name.
+    """
     if start not in ("low_order", "single_step"):
         raise ValueError(f"{name}: unknown start {start!r}; one of low_order, single_step")
     if start == "low_order" or order == 1:
         return None
-    # a step of fourth order leaves an error of fifth behind, for three evaluations and not nine or sixteen
+    # RK4 has order 4, which leaves an error of order 5 behind in one step: enough for both orders, and for three
+    # evaluations instead of collocation's nine or sixteen.
     if order in (4, 5):
-        return Start(NOISE_BY_RATIO, stages.RUNGE_KUTTA, order - 1)
-    return Start(rule, stages.of_order(order), order - 1, two_nodes)
+        return Start(NOISE_BY_RATIO, stages.RUNGE_KUTTA, count=order - 1)
+    return Start(rule, stages.tableau_of_order(order), count=order - 1, two_nodes=two_nodes)

@@ -10,14 +10,14 @@ from jdiff.solvers.base import Solver
 
 @noun
 class Remember:
-    """`base`, with its denoiser's networks shown the last estimate of x_0: 0 at the first evaluation.
+    """`base` with self-conditioning: the denoiser's networks are shown the last estimate of x_0.
 
-    The denoiser is a `denoiser(..., self_conditioning=True)`, also under guidance, whose networks then all see the
-    guided estimate. No evaluation is added. The first estimate of a step is shown to the rest of the step, where the
-    solver evaluates several times, and to the next step.
+    The first evaluation of all is shown 0. The first estimate of a step is shown to the rest of the step, where the
+    solver evaluates several times, and to the next step. No evaluation is added. The denoiser is one made by
+    `denoiser(..., self_conditioning=True)`. Under guidance, all its networks see the guided estimate.
 
     Args:
-        base: the solver. `Remember` goes around other solvers, not into them.
+        base: any other solver; `Remember` stands around the others and never inside one.
 
     Raises:
         ValueError: in `step`, for a denoiser without self-conditioning.
@@ -53,9 +53,10 @@ class Remember:
 
 
 class _OneStep(Denoise):
-    """A denoiser for the length of one step: its first evaluation is shown `previous`, the next ones the first's x_0.
+    """A denoiser for one step: its first evaluation is shown `previous`, and the later ones the x_0 of the first.
 
-    It changes when it is called. A solver returns its first prediction, so that one never comes out of a loop.
+    It changes when it is called. That is safe because a solver makes its first prediction outside of any loop, as it
+    returns it.
     """
 
     def __init__(self, denoise, previous):

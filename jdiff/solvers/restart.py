@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core.arrays import Number, expand, safe_sqrt
+from jdiff.core.arrays import Array, Number, expand, safe_sqrt
 from jdiff.core.checks import check_range
 from jdiff.core.keys import fold, normal, part
 from jdiff.core.pytrees import noun, static
@@ -14,13 +14,32 @@ from jdiff.solvers.runge_kutta import Heun
 
 @noun
 class Restart:
-    """`base`, and once sigma/alpha has come down to `low`, `rounds` times noise up to `high` and `steps` steps back.
+    """`base`, and restarts after the step in which sigma/alpha comes down to `low`.
 
-    Each round: x <- (alpha_h/alpha_s) x + sqrt(sigma_h^2 - (alpha_h sigma_s/alpha_s)^2) z, with h where sigma/alpha =
-    high, then `steps` of Heun's down to s on the rho = 7 grid. Intervals that the grid does not cross do
-    nothing; several are nested: Restart(Restart(Heun(), ...), ...). A `base` of several steps starts again after a
-    restart, which has moved x.  Xu et al. 2023, arXiv:2306.14878, algorithm 1.
-    Raises ValueError unless 0 < low < high.
+    A restart is made `rounds` times at the end s of that step. With h the time at which sigma/alpha is `high`,
+
+        x_h = (alpha_h / alpha_s) x_s + sqrt(sigma_h^2 - (alpha_h sigma_s / alpha_s)^2) z,    z ~ N(0, I)
+
+    and then `steps` steps of Heun's method go down to s again, on the grid
+
+        sigma_i / alpha_i = (a + (i / steps) (b - a))^7,    a = high^(1/7),    b = (sigma_s / alpha_s)^(1/7).
+
+    An interval that the grid does not cross does nothing. Several are nested: Restart(Restart(Heun(), ...), ...). A
+    `base` of several steps starts again after a restart, because the restart has moved x.
+
+    Args:
+        base: any solver.
+        low: the noise level at whose crossing the restarts are made, in units of sigma/alpha, positive.
+        high: the noise level up to which they go, in the same units, at least `low`. Where the schedule ends below
+            it, they go up to that end.
+        rounds: how many restarts, 1 or more.
+        steps: how many steps of Heun's method lead down, 1 or more.
+
+    Raises:
+        ValueError: unless 0 < low <= high, and rounds and steps are 1 or more.
+
+    Reference:
+        Xu et al. 2023, arXiv:2306.14878, algorithm 1.
     """
 
     base: object = Heun()
@@ -41,43 +60,46 @@ class Restart:
         check_order("Restart, number of steps as", self.steps)
 
     def plan(self, schedule, times, n, breaks=None):
-        t, s = times[:-1], times[1:]
-        above = schedule.sigma(times) > self.low * schedule.alpha(times)  # no ratio: alpha may be 0 at the first time
-        crossed = above[:-1] & ~above[1:] & (jnp.arange(len(t)) < n - 1)
+        # Not as a ratio: alpha may be 0 at the first time.
+        above = schedule.sigma(times) > self.low * schedule.alpha(times)
+        crossed = above[:-1] & ~above[1:] & (jnp.arange(len(times) - 1) < n - 1)
+        inner_times = self._inner_times(schedule, times[1:])
+        inner_plan = jax.vmap(lambda row: Heun().between(schedule, row[:-1], row[1:]))(inner_times)
+        after_restart = jnp.concatenate([jnp.zeros_like(crossed[:1]), crossed[:-1]])
+        breaks = after_restart if breaks is None else after_restart | breaks
+        return crossed, inner_times, inner_plan, self.base.plan(schedule, times, n, breaks)
+
+    def _inner_times(self, schedule, s) -> Array:
+        """The grids from `high`, or wherever the schedule ends, down to each s (N,): (N, steps + 1)."""
         ratio = schedule.sigma(s) / schedule.alpha(s)
-        # back to where the step ended, from the restart's height or wherever the schedule ends
-        one = jnp.ones_like(self.high * ratio)
-        top = jnp.minimum(schedule.time_at(one, self.high * one), schedule.t_max)
+        ones = jnp.ones_like(self.high * ratio)
+        top = jnp.minimum(schedule.time_at(ones, self.high * ones), schedule.t_max)
         high = schedule.sigma(top) / schedule.alpha(top)
-        u = jnp.linspace(0, 1, self.steps + 1, dtype=t.dtype)[None]
+        u = jnp.linspace(0, 1, self.steps + 1, dtype=s.dtype)[None]
         a, b = high[:, None] ** (1 / 7), ratio[:, None] ** (1 / 7)
-        inner = schedule.time_at(jnp.ones_like(a + u), (a + u * (b - a)) ** 7)
-        inner = inner.at[:, 0].set(top).at[:, -1].set(s)
-        plan = jax.vmap(lambda row: Heun().between(schedule, row[:-1], row[1:]))(inner)
-        after = jnp.concatenate([jnp.zeros_like(crossed[:1]), crossed[:-1]])  # the steps that follow a restart
-        return crossed, inner, plan, self.base.plan(schedule, times, n, after if breaks is None else after | breaks)
+        times = schedule.time_at(jnp.ones_like(a + u), (a + u * (b - a)) ** 7)
+        return times.at[:, 0].set(top).at[:, -1].set(s)  # the ends are exact
 
     def init(self, x):
         return self.base.init(x)
 
     def step(self, denoise, schedule, x, now, state, key):
-        crossed, inner, inner_plan, plan = now.plan
-        # keys of their own for the two: solvers may be nested
-        x, state, prediction = self.base.step(
-            denoise, schedule, x, now._replace(plan=plan), state, part(key, now.t, now.s, 0)
-        )
-        top, s = inner[0], inner[-1]
-        grow = schedule.alpha(top) / schedule.alpha(s)
-        noise = safe_sqrt(schedule.sigma(top) ** 2 - (grow * schedule.sigma(s)) ** 2)
+        crossed, inner_times, inner_plan, base_plan = now.plan
+        # Solvers may be nested, so the base and each restart have keys of their own.
+        base_key = part(key, now.t, now.s, 0)
+        x, state, prediction = self.base.step(denoise, schedule, x, now._replace(plan=base_plan), state, base_key)
+        top, s = inner_times[0], inner_times[-1]
+        signal_scale = schedule.alpha(top) / schedule.alpha(s)
+        noise_scale = safe_sqrt(schedule.sigma(top) ** 2 - (signal_scale * schedule.sigma(s)) ** 2)
+        inner_steps = Now(jnp.arange(self.steps), inner_times[:-1], inner_times[1:], inner_plan)
 
-        def once(x, j):
-            x = expand(grow, x) * x + expand(noise, x) * normal(fold(key, 1 + j), x.shape, x.dtype)
+        def heun_step(x, inner):
+            return Heun().step(denoise, schedule, x, inner, (), None)[0], None
 
-            def down(x, step):
-                return Heun().step(denoise, schedule, x, step, (), None)[0], None
+        def restart(x, j):
+            z = normal(fold(key, 1 + j), x.shape, x.dtype)
+            x = expand(signal_scale, x) * x + expand(noise_scale, x) * z
+            return lax.scan(heun_step, x, inner_steps)[0], None
 
-            steps = Now(jnp.arange(self.steps), inner[:-1], inner[1:], inner_plan)
-            return lax.scan(down, x, steps)[0], None
-
-        x = lax.cond(crossed, lambda: lax.scan(once, x, jnp.arange(self.rounds))[0], lambda: x)
+        x = lax.cond(crossed, lambda: lax.scan(restart, x, jnp.arange(self.rounds))[0], lambda: x)
         return x, state, prediction

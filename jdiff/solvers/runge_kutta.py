@@ -9,21 +9,43 @@ from jdiff.core.pytrees import noun, static
 from jdiff.solvers.base import Mix, mix, nearly_noise
 
 
-class _Plan(NamedTuple):
-    t: tuple  # of each stage
-    first: tuple
-    x0: Array
-    eps: Array
+class StagePoint(NamedTuple):
+    """Where a stage stands, in every step: its time, the coefficients of its first-order part, and m there; (N,)."""
+
+    t: Array
+    first_order: Mix
+    m: Array
+
+
+class RungeKuttaPlan(NamedTuple):
+    """The points of the stages, and D(alpha/m) and D(sigma/m) over every step, (N,)."""
+
+    points: tuple[StagePoint, ...]
+    alpha_change: Array
+    sigma_change: Array
 
 
 @noun
 class RungeKutta:
-    """An explicit Runge-Kutta method in sigma/alpha, or where alpha is (nearly) 0 in sigma/(alpha + sigma).
+    """An explicit Runge-Kutta method for the probability-flow ODE in sigma/alpha.
 
-    With x = m y,  y' = (alpha/m)' x_0 + (sigma/m)' eps  in the coordinate in which both factors are linear: m = alpha
-    gives sigma/alpha (Karras et al. 2022, arXiv:2206.00364, algorithm 1), m = alpha + sigma gives t for `Flow`, finite
-    at alpha = 0. Stage k is  alpha_k x_0 + sigma_k eps + m_k sum_j a_kj (D(alpha/m) (x_0j - x_0) + D(sigma/m) (eps_j -
-    eps)), with D the change over the step. `rows`: Butcher's a without its first, empty row; then b.
+    With x = m y the ODE is
+
+        y' = (alpha/m)' x_0 + (sigma/m)' eps,
+
+    in the coordinate in which both factors are linear. m = alpha gives sigma/alpha. Where alpha is 0, or nearly so,
+    m = alpha + sigma gives sigma/(alpha + sigma), which is t for `Flow`. Stage k is
+
+        x_k = alpha_k x_0 + sigma_k eps + m_k sum_j a_kj (D(alpha/m) (x_0j - x_0) + D(sigma/m) (eps_j - eps)),
+
+    with D the change over the step, and x_0 and eps those at x_t.
+
+    Args:
+        order: the order of the method.
+        rows: Butcher's a without its first row, which is empty; then b.
+
+    Reference:
+        Karras et al. 2022, arXiv:2206.00364, eq. 4 and algorithm 1, for m = alpha.
     """
 
     order: int = static()
@@ -36,20 +58,21 @@ class RungeKutta:
         no_signal = nearly_noise(schedule, t)
         m_t = jnp.where(no_signal, alpha_t + sigma_t, jnp.where(no_signal, 1, alpha_t))
         m_s = jnp.where(no_signal, alpha_s + sigma_s, jnp.where(no_signal, 1, alpha_s))
-        # over alpha itself the change is exactly 0
+        # alpha/m for m = alpha is written as 1, so that its change is exactly 0
         alpha = jnp.where(no_signal, alpha_t / m_t, 1), jnp.where(no_signal, alpha_s / m_s, 1)
         sigma = sigma_t / m_t, sigma_s / m_s
-        times, first = [], []
+        points = []
         for row in self.rows:
             c = sum(row)
-            if abs(c - 1) < 1e-9:
-                here = s
-            else:
-                here = schedule.time_at(*(a + c * (b - a) for a, b in (alpha, sigma)))
-            a, b = schedule.alpha(here), schedule.sigma(here)
-            times.append(here)
-            first.append((Mix(a, b, jnp.zeros_like(a)), jnp.where(no_signal, a + b, a)))
-        return _Plan(tuple(times), tuple(first), alpha[1] - alpha[0], sigma[1] - sigma[0])
+            # The end of the step is s itself, and not what the schedule's inverse rounds it to.
+            at_end = abs(c - 1) < 1e-9
+            t_stage = s if at_end else schedule.time_at(*(a + c * (b - a) for a, b in (alpha, sigma)))
+            alpha_stage, sigma_stage = schedule.alpha(t_stage), schedule.sigma(t_stage)
+            first_order = Mix(alpha_stage, sigma_stage, jnp.zeros_like(alpha_stage))
+            points.append(
+                StagePoint(t_stage, first_order, jnp.where(no_signal, alpha_stage + sigma_stage, alpha_stage))
+            )
+        return RungeKuttaPlan(tuple(points), alpha[1] - alpha[0], sigma[1] - sigma[0])
 
     def plan(self, schedule, times, n, breaks=None):
         return self.between(schedule, times[:-1], times[1:])
@@ -58,37 +81,66 @@ class RungeKutta:
         return ()
 
     def step(self, denoise, schedule, x, now, state, key):
-        known = [denoise.predict(x, now.t)]
-        of_x0, of_eps = expand(now.plan.x0, x), expand(now.plan.eps, x)
-        for i, row in enumerate(self.rows):
-            first, m = now.plan.first[i]
-            y = mix(first, known[0], x, None)
-            for a, other in zip(row[1:], known[1:], strict=True):
+        first = denoise.predict(x, now.t)
+        predictions = [first]
+        alpha_change, sigma_change = expand(now.plan.alpha_change, x), expand(now.plan.sigma_change, x)
+        for i, (row, point) in enumerate(zip(self.rows, now.plan.points, strict=True)):
+            y = mix(point.first_order, first, x, None)
+            for a, other in zip(row[1:], predictions[1:], strict=True):
                 if a:
-                    change = of_x0 * (other.x0 - known[0].x0) + of_eps * (other.eps - known[0].eps)
-                    y = y + expand(a * m, x) * change
+                    change = alpha_change * (other.x0 - first.x0) + sigma_change * (other.eps - first.eps)
+                    y = y + expand(a * point.m, x) * change
             if i < len(self.rows) - 1:
-                known.append(denoise.predict(y, now.plan.t[i]))
-        return y, state, known[0]
+                predictions.append(denoise.predict(y, point.t))
+        return y, state, first
 
 
 def Euler() -> RungeKutta:
-    """x_s = alpha_s x_0 + sigma_s eps: Euler's method in sigma/alpha, and in t for `Flow`; one evaluation.
+    """Euler's method in sigma/alpha.
 
-    It is `DDIM(eta=0)` under its other name: with x_0 and eps held fixed, every coordinate gives the same step.
-    Karras et al. 2022, arXiv:2206.00364, algorithm 1 without its correction.
+        x_s = alpha_s x_0 + sigma_s eps
+
+    It is `DDIM(eta=0)` under its other name: with x_0 and eps held fixed, every coordinate gives the same step. For
+    `Flow` it is also Euler's method in t.
+
+    Returns:
+        The solver, of first order, with one evaluation a step.
+
+    Reference:
+        Karras et al. 2022, arXiv:2206.00364, algorithm 1 without its correction.
     """
     return RungeKutta(1, ((1.0,),))
 
 
 def Heun() -> RungeKutta:
-    """The trapezoidal rule after an Euler step: second order for two evaluations.
+    """Heun's method: the trapezoidal rule after an Euler step, in r = sigma/alpha.
 
-    Karras et al. 2022, arXiv:2206.00364, algorithm 1.
+        y   = alpha_s x_0(x_t) + sigma_s eps(x_t)
+        x_s = y + alpha_s (r_s - r_t) (eps(y) - eps(x_t)) / 2
+
+    From alpha = 0 it is the same rule in sigma/(alpha + sigma), which is t for `Flow`.
+
+    Returns:
+        The solver, of second order, with two evaluations a step.
+
+    Reference:
+        Karras et al. 2022, arXiv:2206.00364, algorithm 1.
     """
     return RungeKutta(2, ((1.0,), (0.5, 0.5)))
 
 
 def RK4() -> RungeKutta:
-    """The classical method of Runge and Kutta: fourth order for four evaluations.  Kutta 1901."""
+    """The classical method of Runge and Kutta, in r = sigma/alpha.
+
+        x_s = (alpha_s / alpha_t) x_t + alpha_s (r_s - r_t) (eps_1 + 2 eps_2 + 2 eps_3 + eps_4) / 6
+
+    eps_1 is the prediction at x_t. eps_2 and eps_3 are those in the middle of the step, reached along eps_1 and eps_2.
+    eps_4 is that at its end, reached along eps_3. From alpha = 0 it is the same rule in sigma/(alpha + sigma).
+
+    Returns:
+        The solver, of fourth order, with four evaluations a step.
+
+    Reference:
+        Kutta 1901; Karras et al. 2022, arXiv:2206.00364, eq. 4 for the ODE.
+    """
     return RungeKutta(4, ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)))

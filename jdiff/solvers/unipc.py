@@ -4,10 +4,11 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Number, safe_divide
 from jdiff.solvers.base import check_order
-from jdiff.solvers.multistep import Multistep, starting
-from jdiff.solvers.polynomial import DATA, NOISE, midpoint
+from jdiff.solvers.multistep import Multistep, choose_start
+from jdiff.solvers.polynomial import DATA, choose_rule, midpoint
 
 
+# u such that total * u = B(h) / 2 with B(h) = h, where the total is 1 - exp(-h) or exp(h) - 1
 def _bh1_data(h):
     return 0.5 * safe_divide(h, -jnp.expm1(-h))
 
@@ -17,31 +18,72 @@ def _bh1_noise(h):
 
 
 def UniPC(order: int = 2, variant: str = "bh2", prediction: str = "x0", start: str = "low_order") -> Multistep:
-    """UniPC: an exponential predictor UniP and the corrector UniC with the prediction at the predicted point.
+    """UniPC: an exponential predictor, UniP, and the corrector UniC with the prediction at the predicted point.
 
-    `order` predictions are interpolated by the predictor, one more by the corrector. `variant` B(h) = h ("bh1") or
-    exp(h) - 1 ("bh2") matters only where two predictions meet.  Zhao et al. 2023, arXiv:2302.04867, algorithms 5 to 8.
-    Raises ValueError for an order below 1, another variant or prediction.
+    With c = log(alpha/sigma), P the polynomial in c through the last `order` predictions of x_0, and P+ that through
+    these and the one at the predicted point:
+
+        predictor:  x_s / sigma_s = x_t / sigma_t + int_{c_t}^{c_s} e^c P(c) dc
+        corrector:  x_s / sigma_s = x_t / sigma_t + int_{c_t}^{c_s} e^c P+(c) dc
+
+    The network is evaluated at the predicted point only, and the next step begins from the corrected one. Where just
+    two predictions meet, their line is not integrated exactly. With r = h_before / h, x_s / alpha_s then changes by
+    (p_0 - p_1) B(h) / (2 r) in the predictor, and by (p_new - p_0) B(h) / 2 in the corrector.
+
+    Args:
+        order: how many predictions the predictor interpolates, 1 or more. The corrector interpolates one more.
+        variant: "bh1", where B(h) = h, or "bh2", where B(h) = 1 - exp(-h) for x_0 and exp(h) - 1 for eps.
+        prediction: what is interpolated, "x0" or "eps"; eps with e^(-c) and alpha, as in `ExponentialAB`.
+        start: "low_order", the literature's, or "single_step", where the first steps are made by a method of order
+            `order`.
+
+    Returns:
+        The solver, of one evaluation a step.
+
+    Raises:
+        ValueError: for an order below 1, another variant, prediction or start.
+
+    Reference:
+        Zhao et al. 2023, arXiv:2302.04867, algorithms 5 to 8.
     """
     check_order("UniPC", order)
-    rules = {"x0": DATA, "eps": NOISE}
     variants = {"bh1": {"x0": _bh1_data, "eps": _bh1_noise}, "bh2": {"x0": midpoint, "eps": midpoint}}
     if variant not in variants:
         raise ValueError(f"UniPC: unknown variant {variant!r}; one of {', '.join(variants)}")
-    if prediction not in rules:
-        raise ValueError(f"UniPC: unknown prediction {prediction!r}; one of {', '.join(rules)}")
-    rule = rules[prediction]
-    begin = starting("UniPC", start, order, rule)
-    return Multistep(None, order, rule, variants[variant][prediction], order, begin)
+    rule = choose_rule("UniPC", prediction)
+    return Multistep(
+        nodes=order, rule=rule, two_nodes=variants[variant][prediction], corrector=order,
+        start=choose_start("UniPC", start, order, rule),
+    )  # fmt: skip
 
 
 def SASolver(order: int = 2, corrector: int = 2, tau: Number = 1.0, variant: str = "exact") -> Multistep:
-    """SA-Solver: stochastic Adams methods on x_0, with noise tau; tau = 0 is the probability-flow ODE.
+    """SA-Solver: stochastic Adams methods on x_0, with fresh noise of share 1 - exp(-2 tau^2 h).
 
-    Predictor of `order` predictions, corrector of `corrector` old ones and the new (0: none); fresh noise of share
-    1 - exp(-2 tau^2 h). Where two predictions meet, `variant` "exact" integrates their line, "bh1" takes (1 + tau^2) h
-    for 1 - exp(-(1 + tau^2) h) in its slope's weight, as published code does.
-    Xue et al. 2023, arXiv:2309.05019, eq. 15 and 18. Raises ValueError for an order below 1 or another variant.
+    With c = log(alpha/sigma) and P the polynomial in c through the last `order` predictions of x_0:
+
+        x_s = (sigma_s / sigma_t) e^(-tau^2 h) x_t
+              + (1 + tau^2) alpha_s int_{c_t}^{c_s} e^((1 + tau^2) (c - c_s)) P(c) dc
+              + sigma_s sqrt(1 - e^(-2 tau^2 h)) z,    z ~ N(0, I)
+
+    The corrector takes the same step again, with the same z and the prediction at the predicted point as one more node
+    of P.
+
+    Args:
+        order: how many predictions the predictor interpolates, 1 or more.
+        corrector: how many old predictions the corrector interpolates beside the new one; 0 for no corrector.
+        tau: the noise; 0 is the probability-flow ODE, 1 the reverse SDE.
+        variant: what is done where just two predictions meet. "exact" integrates their line. "bh1" takes
+            (1 + tau^2) h for 1 - exp(-(1 + tau^2) h) in the weight of the line's slope, as published code does.
+
+    Returns:
+        The solver, of one evaluation a step.
+
+    Raises:
+        ValueError: for an order below 1, another variant, or a tau that is not finite.
+
+    Reference:
+        Xue et al. 2023, arXiv:2309.05019, eq. 15 and 18.
     """
     check_order("SASolver", order)
     if corrector:
@@ -49,4 +91,4 @@ def SASolver(order: int = 2, corrector: int = 2, tau: Number = 1.0, variant: str
     variants = {"exact": None, "bh1": _bh1_data}
     if variant not in variants:
         raise ValueError(f"SASolver: unknown variant {variant!r}; one of {', '.join(variants)}")
-    return Multistep(tau**2, order, DATA, variants[variant], corrector)
+    return Multistep(eta=tau**2, nodes=order, rule=DATA, two_nodes=variants[variant], corrector=corrector)
