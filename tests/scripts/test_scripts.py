@@ -28,7 +28,8 @@ ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 CONFIG = """
 from jdiff.config import Config, Named, Sample, Train
 config = Config(
-    name="tiny", data=Named("digits", {"held_out": 0.2}), model=Named("unet_digits", {"channels": 8, "heads": 2}),
+    name="tiny", data=Named("digits", {"held_out": 0.2}),
+    model=Named("vit_small", {"width": 16, "depth": 1, "heads": 2}),
     schedule=Named("discrete", {"table": "linear", "T": 100}),
     train=Train(steps=12, batch=8, visit=4, save_every=6, devices=1, warmup_steps=2),
     sample=Sample(steps=3, num=10, guidance=2.0),
@@ -417,7 +418,7 @@ def test_damaged_and_foreign_checkpoints(place):
     assert result.returncode == 0 and "checkpoint 12" in result.stderr and "going on from 6" in result.stderr
     same_bits(final_state(run), final_state(place / "run"))
     config = (run / "config.json").read_text()
-    (run / "config.json").write_text(config.replace('"channels": 8', '"channels": 16'))
+    (run / "config.json").write_text(config.replace('"width": 16', '"width": 24'))
     bad(script("sample", run, "--out", place / "d.png"), "another model", "expected")
     (run / "config.json").write_text(config[:40])
     bad(script("sample", run), "not a config of this version")
@@ -428,12 +429,13 @@ def test_damaged_and_foreign_checkpoints(place):
 
 def test_help_lists_settings(place):
     out = ok(script("train", place / "tiny.py", "--help"))
-    for text in ("--train.steps", "default: 12", "Optimiser steps of the whole run", "--model.args.channels"):
+    for text in ("--train.steps", "default: 12", "Optimiser steps of the whole run", "--model.args.width"):
         assert text in out
     assert "--guidance" in ok(script("sample", "--help"))
 
 
-def test_compare_solvers_of_our_own(tmp_path):
+@pytest.mark.slow
+def test_accuracy_of_our_own(tmp_path):
     out = tmp_path / "accuracy.md"
     ok(script("accuracy", "--no-peers", "--only", "DPMpp2M(low", "--points", 4, "--budgets", 4, "--out", out))
     assert "| `DPMpp2M(low_order)` |" in out.read_text() and "| 4 |" in out.read_text()

@@ -128,6 +128,7 @@ def test_going_on_with_more_trials(sweep):
         sweep("--param", "train.lr=1e-4:2e-2:log")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_and_continued(sweep, tmp_path, number):
     """The trial in hand goes on in its directory; all parameters are those of the undisturbed sweep."""
