@@ -1,11 +1,12 @@
-"""Checkpoints on Orbax: atomic, one directory a step, the newest good one restored.
+"""Checkpoints on Orbax: each is one directory, which is complete or not there; the newest good one is restored.
 
-`DIR/STEP/{params, ema, opt_state, extra}`. A directory appears under its final name only when it is complete.
+A checkpoint is `DIR/STEP/{params, ema, opt_state, extra}`. The directory gets its final name only when it is complete.
 
-Orbax notices a file that is cut or gone, but not a flipped bit, nor a directory that was renamed or put in another's
-place. So each checkpoint holds a record: its step, its items, a CRC-32 of each array, the note, and a CRC-32 of the
-record itself. Arrays that several processes hold in parts have a CRC-32 for each part, which can be compared where
-the parts are the same, or where one process holds the whole array. What cannot be compared is reported as unverified.
+Orbax notices a file that is cut short or gone. It does not notice a flipped bit, nor a directory that was renamed or
+put in the place of another one. So each checkpoint holds a record: its step, its items, a CRC-32 of each array, the
+note, and a CRC-32 of the record itself. An array that several processes hold in parts has a CRC-32 for each part. They
+can be compared where the parts are the same, or where one process holds the whole array. A checkpoint that cannot be
+compared is reported as unverified.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ DOT = "."  # between the names of a leaf in records, which earlier versions have
 
 
 class CheckpointError(ValueError):
-    """No checkpoint here that can be used as asked; `last_good` is a step that can, or None."""
+    """There is no checkpoint that can be used as asked; `last_good` is a step that can be used, or None."""
 
     def __init__(self, message: str, last_good: int | None = None):
         super().__init__(message)
@@ -45,7 +46,7 @@ class CheckpointError(ValueError):
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint was passed over, or is used though not all of it could be verified."""
+    """A checkpoint was passed over, or it is used although a part of it could not be verified."""
 
 
 def steps(directory) -> list[int]:
@@ -56,23 +57,40 @@ def steps(directory) -> list[int]:
 def save(
     directory, state: TrainState, keep: int | None = 3, *, keep_every: int | None = None, note: dict | None = None
 ) -> int:
-    """Write the state under its own step, drop all but the newest `keep` up to it (None: none), return the step.
+    """Write the state as the checkpoint of its step, and delete old checkpoints.
 
-    Steps that are multiples of `keep_every` stay. A pmapped state is saved as one copy. A checkpoint of the same step
-    is left as it is: the step is a function of nothing else; those of later steps are not touched (see `set_aside`).
-    `note`: what else belongs to it, as JSON can hold it (see `read_note`). Under several processes all of them call
-    this. Raises ValueError unless keep and keep_every >= 1, and OSError where the directory cannot be written; earlier
-    checkpoints stay.
+    Under several processes all of them call this. A pmapped state is saved as one copy. A checkpoint of the same step
+    is left as it is, because a run has one state at each step. Checkpoints of later steps stay too (see `set_aside`).
+
+    Args:
+        directory: the directory of the checkpoints.
+        state: the state.
+        keep: how many checkpoints stay, the newest up to this step; None for all.
+        keep_every: checkpoints of steps that are multiples of it stay as well; None for no others.
+        note: what else belongs to the checkpoint, as JSON can hold it (see `read_note`).
+
+    Returns:
+        The step.
+
+    Raises:
+        ValueError: keep or keep_every is below 1.
+        OSError: the directory cannot be written; earlier checkpoints are intact.
     """
     with Writer(directory, keep, keep_every) as writer:
         return writer.save(state, note)
 
 
 class Writer:
-    """Writes checkpoints as `save` does, but in the background: `save` returns as soon as the state is on the host.
+    """Writes checkpoints in the background: `save` returns as soon as the state is on the host.
 
-    Use it in a `with`: leaving it waits for the last one. At most one is being written; what is older than the kept
-    ones goes only when a newer one is complete.
+    Use it in a `with` statement, whose end waits for the last checkpoint. At most one checkpoint is being written at a
+    time, and old ones are deleted only when a newer one is complete.
+
+    Args:
+        directory, keep, keep_every: as for the function `save`.
+
+    Raises:
+        ValueError: keep or keep_every is below 1.
     """
 
     def __init__(self, directory, keep: int | None = 3, keep_every: int | None = None):
@@ -91,7 +109,17 @@ class Writer:
         self.close()
 
     def save(self, state: TrainState, note: dict | None = None) -> int:
-        """Begin to write the state, once the one before is complete; its step. Raises OSError if that one failed."""
+        """Begin to write the state, once the checkpoint before is complete.
+
+        Args:
+            state, note: as for the function `save`.
+
+        Returns:
+            The step of the state.
+
+        Raises:
+            OSError: the checkpoint before, or the beginning of this one, could not be written.
+        """
         import orbax.checkpoint as ocp
 
         if jnp.ndim(state.step):
@@ -118,7 +146,11 @@ class Writer:
         return step
 
     def wait(self) -> None:
-        """Wait until the checkpoint being written is complete. Raises OSError if it could not be written."""
+        """Wait until the checkpoint that is being written is complete.
+
+        Raises:
+            OSError: it could not be written.
+        """
         if self._step is None:
             return
         step, self._step = self._step, None
@@ -130,7 +162,7 @@ class Writer:
                     self._manager.delete(old)
 
     def close(self) -> None:
-        """Wait as `wait` does, and let go of the directory."""
+        """Wait as `wait` does, then release the directory."""
         with self._background:
             try:
                 self.wait()
@@ -142,18 +174,25 @@ class Writer:
 
 
 def read_note(directory, step: int) -> dict:
-    """What `save` was given as `note` with the checkpoint of this step; {} where there is none."""
+    """The note that `save` wrote with the checkpoint of this step; {} if there is none."""
     return _about(Path(directory) / str(step)).get("note", {})
 
 
 def restore(directory, like: TrainState, step: int | None = None) -> TrainState:
-    """The newest checkpoint that can be read, or that of `step`, in the structure, shapes and dtypes of `like`.
+    """Restore the newest checkpoint that can be read, or the checkpoint of `step`.
 
-    Arrays that are committed to devices in `like` are placed as they are there, all others left uncommitted, as a new
-    state is. Walks downward past what is damaged with a `CheckpointWarning` each, and gives one where not all of what
-    it returns could be verified: of an old checkpoint, the step. A damaged one that was asked for by `step` is an
-    error. Raises CheckpointError if there is none, if all are damaged (`last_good` is set where there is another), or
-    if they are of another model or optimizer.
+    A damaged checkpoint is passed over with a `CheckpointWarning`, and the one before it is tried. There is a warning,
+    too, where a part of the result could not be verified: in checkpoints of earlier versions, the step.
+
+    Args:
+        directory: the directory of the checkpoints.
+        like: a state of the structure, shapes and dtypes that the result has. Arrays that are committed to devices in
+            it are placed in the same way; all others are left uncommitted, as those of a new state.
+        step: the step to restore; None for the newest.
+
+    Raises:
+        CheckpointError: there is no checkpoint, all are damaged, the one of `step` is damaged (then `last_good` is set
+            where there is another), or they are of another model or optimiser.
     """
     if jnp.ndim(like.step):
         raise CheckpointError("like is a pmapped state; restore into the single one, then parallel.stack the result")
@@ -162,18 +201,28 @@ def restore(directory, like: TrainState, step: int | None = None) -> TrainState:
 
 
 def restore_ema(directory, like: Any, step: int | None = None) -> tuple[int, Any]:
-    """(step, averaged parameters) of the newest checkpoint, or of `step`: what sampling needs, without the rest.
+    """Restore the averaged parameters alone, which are what sampling needs.
 
-    Walks past what holds nothing, such as an empty directory, with a `CheckpointWarning`, but not past a damaged
-    checkpoint: samples are not drawn from an older model unasked. Raises CheckpointError if it is missing, damaged
-    (with `last_good` set) or of another model.
+    What holds nothing, such as an empty directory, is passed over with a `CheckpointWarning`. A damaged checkpoint is
+    not: nobody samples from an older model without having asked for it.
+
+    Args:
+        directory: the directory of the checkpoints.
+        like: a tree of the structure, shapes and dtypes of the average.
+        step: the step to restore; None for the newest.
+
+    Returns:
+        (step, averaged parameters).
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged (then `last_good` is set) or of another model.
     """
     good, items = _newest(directory, dict(ema=like), step, strict=True)
     return good, items["ema"]
 
 
 def set_aside(directory, after: int) -> None:
-    """Rename what bears the name of a step above `after` to STEP.damaged, so that those steps can be saved again."""
+    """Rename the checkpoints of steps above `after` to STEP.damaged, so that those steps can be saved again."""
     for step, path in _named(directory).items():
         if step > after:
             _put_aside(path)
@@ -181,20 +230,20 @@ def set_aside(directory, after: int) -> None:
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Print each `CheckpointWarning` of the block as a line on stderr, of several processes the first one's alone.
+    """Print each `CheckpointWarning` of a block as one line on stderr; of several processes, only the first prints.
 
-    All other warnings go their usual way.
+    Other warnings are shown as usual.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", CheckpointWarning)
         try:
             yield
         finally:
-            ours = [w for w in caught if issubclass(w.category, CheckpointWarning)]
-            for warning in ours if jax.process_index() == 0 else []:
+            of_checkpoints = [w for w in caught if issubclass(w.category, CheckpointWarning)]
+            for warning in of_checkpoints if jax.process_index() == 0 else []:
                 print(f"warning: {warning.message}", file=sys.stderr)
     for w in caught:
-        if w not in ours:
+        if w not in of_checkpoints:
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
@@ -202,9 +251,9 @@ def told() -> Iterator[None]:
 
 
 def _newest(directory, like: dict, step: int | None, strict: bool = False) -> tuple[int, dict]:
-    """(step, items) of the newest checkpoint, up to `step`, that can be read; a warning for each that was passed over.
+    """(step, items) of the newest checkpoint up to `step` that can be read, with a warning for each one passed over.
 
-    Raises CheckpointError if the one of `step` is damaged, and if `strict`, if any is that holds something.
+    Raises CheckpointError if the one of `step` is damaged; with `strict`, if any that holds something is damaged.
     """
     named = _named(directory)
     if step is not None and step not in named:
@@ -253,7 +302,7 @@ def _newest(directory, like: dict, step: int | None, strict: bool = False) -> tu
 
 
 class _Damaged(ValueError):
-    """Damage that we found ourselves, so that its text is enough."""
+    """Damage that this module found; its text says enough without the name of the error."""
 
 
 def _warn(text: str) -> None:
@@ -261,9 +310,9 @@ def _warn(text: str) -> None:
 
 
 def _read(path: Path, about: dict, like: dict) -> tuple[dict, str | None]:
-    """The items of the checkpoint at `path`, placed as in `like`, and what could not be verified.
+    """(items of the checkpoint at `path`, placed as in `like`; what could not be verified, or None).
 
-    Raises whatever is wrong with a damaged one.
+    A damaged checkpoint raises an error of any kind.
     """
     import orbax.checkpoint as ocp
 
@@ -277,7 +326,7 @@ def _read(path: Path, about: dict, like: dict) -> tuple[dict, str | None]:
 
 
 def _read_through(item: Path) -> None:
-    """Read an item's files in turn: Orbax reads them all at once, and litters stderr when one is damaged."""
+    """Read the files of an item in turn: Orbax reads all at once, and fills stderr when one of them is damaged."""
     import tensorstore as ts
 
     if not (item / "manifest.ocdbt").is_file():
@@ -288,7 +337,7 @@ def _read_through(item: Path) -> None:
 
 
 def _restore_args(leaf):
-    """Read to the host, to check and place it there, unless other processes hold parts of the array."""
+    """Arguments that read an array to the host, where it is checked and placed; or, if others hold parts, in place."""
     import orbax.checkpoint as ocp
 
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -308,14 +357,14 @@ def _place(leaf, value):
 
 
 def _host(leaf):
-    """The leaf as NumPy, which any number of devices can read; as it is if other processes hold parts of it."""
+    """The leaf as a NumPy array, or unchanged if other processes hold parts of it."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return np.asarray(leaf.addressable_data(0)) if leaf.is_fully_replicated else leaf
     return np.asarray(leaf)
 
 
 def _checksum(leaf) -> int | dict[str, int]:
-    """The CRC-32 of an array that this process holds whole, {part: CRC-32} of its parts of another one."""
+    """The CRC-32 of an array that this process holds whole; of any other, {part: CRC-32} of the parts it holds."""
     if isinstance(leaf, np.ndarray):
         return zlib.crc32(leaf.tobytes())
     sums = {}
@@ -326,7 +375,7 @@ def _checksum(leaf) -> int | dict[str, int]:
 
 
 def _matches(leaf, noted) -> bool | None:
-    """Whether an array is the one that a checksum was taken of; None if they cannot be compared."""
+    """Whether an array matches the checksum that was noted; None if they cannot be compared."""
     if isinstance(leaf, np.ndarray) and isinstance(noted, dict):
         parts = {part: tuple(slice(*map(int, one.split(":"))) for one in part.split(",")) for part in noted}
         return all(_checksum(leaf[parts[part]]) == crc for part, crc in noted.items())
@@ -339,13 +388,13 @@ def _matches(leaf, noted) -> bool | None:
 
 
 def _checksums(items: dict) -> dict[str, int | dict[str, int]]:
-    """{path: checksum}, with the parts of all processes, which all of them call together."""
+    """{name: checksum}, with the parts of all processes; all of them call this together."""
     sums = {path: _checksum(leaf) for path, leaf in named_leaves(items, DOT).items()}
-    own = {path: parts for path, parts in sums.items() if isinstance(parts, dict)}
-    if own:
+    in_parts = {path: parts for path, parts in sums.items() if isinstance(parts, dict)}
+    if in_parts:
         from jax.experimental.multihost_utils import process_allgather
 
-        text = np.frombuffer(json.dumps(own).encode(), np.uint8)
+        text = np.frombuffer(json.dumps(in_parts).encode(), np.uint8)
         longest = process_allgather(np.int32(text.size)).max()
         for row in process_allgather(np.pad(text, (0, longest - text.size), constant_values=ord(" "))):
             for path, parts in json.loads(row.tobytes()).items():
@@ -354,7 +403,7 @@ def _checksums(items: dict) -> dict[str, int | dict[str, int]]:
 
 
 def _record(step: int, items: dict, note: dict | None) -> dict:
-    """What a checkpoint says of itself, as JSON gives it back."""
+    """The record of a checkpoint, as it is after a round trip through JSON."""
     record = dict(step=step, items=list(items), crc32=_checksums(items), note=note or {})
     record = json.loads(json.dumps(record))
     return record | dict(record_crc32=_record_checksum(record))
@@ -366,7 +415,7 @@ def _record_checksum(record: dict) -> int:
 
 
 def _check_record(about: dict, step: int) -> None:
-    """Raise if the record is damaged or of another step; an old one says neither its step nor its own checksum."""
+    """Raise if the record is damaged or of another step; records of earlier versions say neither."""
     if "step" not in about and "record_crc32" not in about:
         return
     if about.get("record_crc32") != _record_checksum(about):
@@ -376,7 +425,7 @@ def _check_record(about: dict, step: int) -> None:
 
 
 def _verify(about: dict, items: dict) -> str | None:
-    """What could not be verified of these items, in a few words. Raises if an array does not match its checksum."""
+    """What could not be verified, in a few words, or None. Raises if an array does not match its checksum."""
     sums = about.get("crc32", {})
     match = {path: _matches(_host(leaf), sums.get(path)) for path, leaf in named_leaves(items, DOT).items()}
     wrong, unknown = ([path for path in match if match[path] is answer] for answer in (False, None))
@@ -390,7 +439,7 @@ def _verify(about: dict, items: dict) -> str | None:
 
 
 def _about(path: Path) -> dict:
-    """The record of the checkpoint at `path`; empty where that is lost, which harms nothing but the check."""
+    """The record of the checkpoint at `path`; empty if it is lost, and then nothing can be verified."""
     try:  # not by manager.metadata, which opens all arrays first
         about = json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -401,7 +450,7 @@ def _about(path: Path) -> dict:
 
 
 def _named(directory) -> dict[int, Path]:
-    """{step: path}, ascending, of all that bears a step's name: also of a file, or of a link to nothing."""
+    """{step: path}, ascending, of whatever has the name of a step: also of a file, or of a link to nothing."""
     directory = Path(directory)
     paths = directory.iterdir() if directory.is_dir() else ()
     found = {int(path.name): path for path in paths if re.fullmatch("0|[1-9][0-9]{0,9}", path.name)}
@@ -409,7 +458,7 @@ def _named(directory) -> dict[int, Path]:
 
 
 def _hollow(path: Path) -> str | None:
-    """Why there is no checkpoint at all at a path where something is; None if there is one, or nothing."""
+    """Why what is at a path is no checkpoint at all; None if it is one, or if nothing is there."""
     if path.is_dir():
         return None if any((path / name).is_dir() for name in ITEMS) else "nothing is stored in it"
     if path.is_symlink():
@@ -418,10 +467,13 @@ def _hollow(path: Path) -> str | None:
 
 
 def remove_unfinished(directory) -> list[Path]:
-    """Remove the checkpoints in `directory` whose writing failed or was killed, and say which.
+    """Remove the checkpoints in `directory` whose writing failed or was killed.
 
     Nobody may be writing there. After a failure in this process, threads of TensorStore may go on for a moment: a
     folder that they fill again is removed again, for up to 10 seconds.
+
+    Returns:
+        What was removed.
 
     Raises:
         OSError: one of them could not be removed.
@@ -447,7 +499,7 @@ def _put_aside(path: Path) -> None:
 
 
 def _stored_shapes(path: Path, about: dict, like: dict) -> dict[str, tuple]:
-    """{path: shape} of those items stored in the checkpoint at `path` that `like` names."""
+    """{name: shape} of the items in the checkpoint at `path` that `like` names."""
     always = [name for name in ("params", "ema") if jax.tree.leaves(like.get(name))]
     stored = about.get("items") or [name for name in ITEMS if (path / name).is_dir() or name in always]
     names = [name for name in stored if name in like]
@@ -458,13 +510,13 @@ def _stored_shapes(path: Path, about: dict, like: dict) -> dict[str, tuple]:
 
 
 def _with_leaves(trees: dict) -> tuple[dict, dict]:
-    """The trees that have leaves, and those that have none: Orbax stores no empty ones."""
+    """(the trees with leaves, the trees without), because Orbax stores no empty ones."""
     full = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
     return full, {name: tree for name, tree in trees.items() if name not in full}
 
 
 def _handler():
-    """What reads and writes an item. Items are read by it alone: Orbax's manager first opens all other steps too."""
+    """What reads and writes an item. Orbax's manager does not read here, because it opens all other steps first."""
     import orbax.checkpoint as ocp
 
     return ocp.PyTreeCheckpointHandler(use_ocdbt=True)
@@ -477,7 +529,7 @@ def _orbax_path(path: Path):
 
 
 def _open(directory):
-    """An Orbax manager that writes in the background, and first removes what a killed save has left."""
+    """An Orbax manager that writes in the background, and first removes what a killed save left behind."""
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(
@@ -490,9 +542,9 @@ def _open(directory):
 
 @contextlib.contextmanager
 def _quiet():
-    """Keep what Orbax and TensorStore report off stderr: what went wrong is said once, by us.
+    """Keep the reports of Orbax and TensorStore off stderr, because this module says once what went wrong.
 
-    After an error this stays so, for what their threads have still to report.
+    After an error their threads may have more to report, so they are kept quiet from then on.
     """
     hook = sys.unraisablehook
     if not isinstance(hook, _Hook):
@@ -502,7 +554,7 @@ def _quiet():
     try:
         yield
     except BaseException:
-        hook.users += 1  # for good
+        hook.users += 1  # never to be taken back
         raise
     finally:
         hook.users -= 1
@@ -518,11 +570,11 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 
 @dataclasses.dataclass
 class _Hook:
-    """A `sys.unraisablehook` that says nothing of results which come after Orbax has given up, and else calls `before`.
+    """A `sys.unraisablehook` that is silent about results which come after Orbax has given up; else it calls `before`.
 
-    Orbax closes its event loop at the first array that fails. TensorStore's threads are still at the others, and each
-    then calls `loop.call_soon_threadsafe(callback, a tensorstore.Future, ...)` on the closed loop, from C++, where
-    nobody can catch the RuntimeError "Event loop is closed".
+    Orbax closes its event loop at the first array that fails, while TensorStore's threads still work on the others.
+    Each of them then calls `loop.call_soon_threadsafe(callback, a tensorstore.Future, ...)` on the closed loop. The
+    call comes from C++, where nobody can catch the RuntimeError "Event loop is closed".
     """
 
     before: Callable
@@ -532,15 +584,15 @@ class _Hook:
         error, trace = unraisable.exc_value, unraisable.exc_traceback
         if isinstance(error, RuntimeError) and str(error) == "Event loop is closed" and trace is not None:
             outermost = trace.tb_frame
-            given = outermost.f_locals.get("args") or (None,)
-            if outermost.f_code.co_name == "call_soon_threadsafe" and type(given[0]).__module__ == "tensorstore":
+            arguments = outermost.f_locals.get("args") or (None,)
+            if outermost.f_code.co_name == "call_soon_threadsafe" and type(arguments[0]).__module__ == "tensorstore":
                 return
         self.before(unraisable)
 
 
 @contextlib.contextmanager
 def _writing(directory, step):
-    """Name the file system's failures, of which TensorStore makes ValueErrors, as what they are to the user."""
+    """Raise one OSError with a clear line for failures of the file system, some of which come as ValueErrors."""
     try:
         yield
     except (OSError, ValueError, TypeError, RecursionError) as error:
