@@ -31,20 +31,20 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno
 
 @contextlib.contextmanager
 def held(directory, notify: Callable[[str], object], before_end: list | None = None) -> Iterator[None]:
-    """Hold the lock of a run directory, which is made if it is missing.
+    """Hold the lock of a run directory in the block. The directory is made if it is missing.
 
-    The truth is a flock on DIR/lock, which the system frees when the process dies in whatever way. Beside it,
-    DIR/lock.json says who holds it, for people and for hosts between which flock does not reach: process id, host,
-    when it began, and a heartbeat, renewed every `BEAT` seconds by a thread. Of several processes of one run the first
-    takes it for all; all of them call this together.
+    The lock is a flock on DIR/lock, which the system frees however the process dies. DIR/lock.json says who holds it,
+    for people, and for hosts between which flock does not reach: process id, host, when it began, and a heartbeat that
+    a thread renews every `BEAT` seconds. Where a run has several processes, all of them call this together, and the
+    first one takes the lock for all.
 
     Args:
         directory: of the run.
-        notify: is given a line when the lock of a dead process is taken over, and when this takes waiting.
-        before_end: a list to which the release is added, for those who end the process from another thread.
+        notify: receives a line when the lock of a dead process is taken over, and when that takes a while.
+        before_end: a list to which the release of the lock is added, for whoever ends the process from another thread.
 
     Raises:
-        OSError: another process holds it, or the directory cannot be written. In all processes, if in one.
+        OSError: another process holds the lock, or the directory cannot be written. All processes raise it if one does.
     """
     directory, error, release = Path(directory), None, lambda *_: None
     if jax.process_index() == 0:
@@ -63,9 +63,13 @@ def held(directory, notify: Callable[[str], object], before_end: list | None = N
 
 
 def sweep(directory) -> list[Path]:
-    """Remove what killed trainers have left in a run directory, and say what; to be called under the lock.
+    """Remove what killed trainers have left in a run directory; the lock must be held.
 
-    That is unfinished checkpoints of Orbax's naming and temporary files of `files.write`, nothing else.
+    Args:
+        directory: of the run.
+
+    Returns:
+        The paths that were removed: unfinished checkpoints of Orbax, and temporary files of `files.write`.
     """
     directory, removed = Path(directory), []
     for place in (directory, directory / "samples", directory / "snapshots", directory / "processes"):

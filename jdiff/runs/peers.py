@@ -30,16 +30,16 @@ MOST_GUESTS = 256  # who have not shown it yet; the oldest of more is sent away
 def awaited(
     directory, place: tuple[int, int] | None, address: str, timeout: float, say: Callable[[str], object]
 ) -> Iterator[None]:
-    """Say who is awaited if the block, in which processes come together, takes long; end the process if too long.
+    """Say which processes are awaited while the block, in which they come together, takes long.
 
-    Each leaves a mark in DIR/processes, renewed every second, which the others see.
+    Each process leaves a mark in DIR/processes, which it renews every second, and by which the others know it.
 
     Args:
-        directory: of the run, which all see.
-        place: (number of this process, how many there are); None where it is not known.
+        directory: of the run; all processes see it.
+        place: (number of this process, how many there are); None where that is not known.
         address: of process 0, for the line.
         timeout: seconds after which the process ends with status `LOST`.
-        say: is given the line after `PATIENCE` seconds, and again every minute.
+        say: receives the line after `PATIENCE` seconds, and again every minute.
     """
     done, marks = threading.Event(), Path(directory) / "processes"
     thread = threading.Thread(target=_await, args=(marks, place, address, timeout, say, done), daemon=True)
@@ -91,19 +91,20 @@ def _bytes(path: Path) -> bytes:
 
 
 class Watch:
-    """`with Watch(timeout, last) as watch:` ends this process with a line and status `LOST` once another one is lost.
+    """Watch the other processes of a run: `with Watch(timeout, last) as watch:`; all of them enter the block together.
 
-    Every process holds a connection to process 0 and says a word each second. One is lost when its connection breaks,
-    which the system does at once where a process dies, or when nothing was heard for `timeout` seconds. Process 0 then
-    tells the others. A thread does this: the main one may wait for the lost process for ever.
+    Once another process is lost, this one ends with a line and status `LOST`. Every process holds a connection to
+    process 0, and says a word each second. A process is lost when its connection breaks, which happens at once where a
+    process dies, or when nothing was heard of it for `timeout` seconds. Process 0 then tells the others. A thread does
+    this, because the main one may wait for the lost process for ever.
 
-    One that leaves the block says so, and one that is stopped by a signal: then the others end with its status. All
-    processes enter the block together. Of a single process there is nothing to watch.
+    A process that leaves the block says so. So does one that is stopped by a signal, and the others end with its
+    status. A single process has nothing to watch.
 
     Args:
         timeout: seconds.
-        last: gives the last checkpoint, in words, for the line.
-        host: of process 0, where all know it.
+        last: returns the last checkpoint, in words, for the line.
+        host: of process 0, where all processes know it.
     """
 
     def __init__(self, timeout: float, last: Callable[[], str], host: str | None = None):

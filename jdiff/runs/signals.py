@@ -13,7 +13,12 @@ HANDLED = 0x80  # set in the byte by which the handler tells of a signal; their 
 
 
 def end(line: str, status: int) -> None:
-    """Write a line, if there is one, to stderr and end the process at once: the main thread may be held up."""
+    """End the process at once, from any thread: the main one may be held up.
+
+    Args:
+        line: is written to stderr before, unless it is empty.
+        status: the exit status.
+    """
     with contextlib.suppress(OSError):  # a terminal that was closed
         after = "\n" if os.isatty(2) else ""  # a bar of progress
         os.write(2, f"{after}{line}\n".encode() if line else b"")
@@ -21,13 +26,13 @@ def end(line: str, status: int) -> None:
 
 
 class Signals:
-    """`with Signals() as stop:` SIGINT, SIGTERM, SIGHUP and those in `more` raise nothing in the block.
+    """Catch the signals that stop a run: `with Signals() as stop:`. In the block they raise nothing.
 
-    While `stop.patient` is false, one ends the process with a line and status 128 + its number. While it is true, the
-    first one is left in `stop.number`, for the caller to save and leave, and a second one ends the process.
+    While `stop.patient` is false, a signal ends the process with a line and status 128 + its number. While it is true,
+    the first signal is left in `stop.number`, so that the caller can save and leave; a second one ends the process.
 
-    A thread does this, so that neither a long compilation nor a wait for other processes delays it. SIGHUP stays
-    ignored where it was, as nohup wants it.
+    A thread does this, so that neither a long compilation nor a wait for other processes delays it. The signals are
+    SIGINT, SIGTERM, SIGHUP and those in `more`. Where SIGHUP was ignored, it stays ignored, as nohup wants it.
 
     Args:
         more: names of further signals, as "SIGUSR1".
