@@ -18,16 +18,22 @@ from jdiff.core.pytrees import noun, static, vary_as
 
 @noun
 class BrownianTree:
-    """In place of a key: `sample(..., key=BrownianTree(key))` draws the noise of all steps from one path per sample.
+    """One Brownian path per sample in place of a key: `sample(..., key=BrownianTree(key))` draws all noise from it.
 
-    The step from t to s gets (W(t) - W(s)) / sqrt(t - s), W on the schedule's own clock in [0, 1], so that 20, 40 and
-    80 steps approximate one solution of the reverse SDE and differ less and less. Noise beyond t = 1, and of steps
-    that go up, is fresh. `key`: one key (row i then follows path (key, i)) or (B,); a step shorter than `tol` has less
-    than its variance; each draw costs 2 log2(1 / tol) plain ones. Raises ValueError unless 2^-30 <= tol < 1.
+    The step from t to s gets (W(t) - W(s)) / sqrt(t - s), with W on the schedule's own clock in [0, 1], so that 20, 40
+    and 80 steps approximate one solution of the reverse SDE and differ less and less. Noise beyond t = 1, and that of
+    steps that go up, is independent of the path.
+
+    Args:
+        key: one key, and then row i follows path (key, i), or (B,) keys.
+        tol: a step shorter than this has less than its variance; each draw costs 2 log2(1 / tol) plain ones.
+
+    Raises:
+        ValueError: unless 2^-30 <= tol < 1.
     """
 
     key: Array
-    tol: float = static(2.0**-24)
+    tol: float = static(default=2.0**-24)
 
     def check(self):
         if not 2.0**-30 <= self.tol < 1:

@@ -112,10 +112,18 @@ def each(key, n: int) -> Array:
 
 
 def normal(key, shape, dtype=jnp.float32) -> Array:
-    """Standard normal noise (B, ...), row i a function of (key, global index of i) only, whatever B is.
+    """Standard normal noise, row i of which is a function of (key, global index of i) only, whatever B is.
 
-    Given a step of a `BrownianTree` instead of a key, the increment of that path over the step, scaled to variance 1.
     It is drawn in float32 at least and then cast: JAX's own draws of bfloat16 have 128 values and no tails.
+
+    Args:
+        key: one key, (B,) keys, a `BatchKey`, or a `Noise`, which draws by itself: a step of a `BrownianTree` gives the
+            increment of its path over the step, scaled to variance 1.
+        shape: of the result, (B, ...).
+        dtype: of the result, floating.
+
+    Returns:
+        The noise, of that shape and dtype.
     """
     if isinstance(key, Noise):
         return key.normal(shape, dtype)

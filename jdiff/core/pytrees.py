@@ -9,15 +9,24 @@ import numpy as np
 
 
 def static(default=dataclasses.MISSING, **kwargs):
-    """A field of a `noun` that is part of its type, not a leaf: a function, a name, an order."""
+    """A field of a `noun` that is part of its type and no leaf: a function, a name, an order.
+
+    Args:
+        default: its default, if it has one.
+        kwargs: as for `dataclasses.field`.
+    """
     return dataclasses.field(default=default, metadata={"static": True}, **kwargs)
 
 
 def per_sample(default=dataclasses.MISSING, **kwargs):
     """A field of a `noun` whose arrays have a row for each sample of a batch: labels, weights (B,), observations.
 
-    A number has no rows, nor has the inside of a callable. What treats samples one by one, as `sample_adaptive`, goes
-    by this mark. The field is kept as it is given: a label stays an integer.
+    A number has no rows, and the inside of a callable has none. What treats samples one by one, as `sample_adaptive`,
+    goes by this mark. The field is kept as it is given: a label stays an integer.
+
+    Args:
+        default: its default, if it has one.
+        kwargs: as for `dataclasses.field`.
     """
     return dataclasses.field(default=default, metadata={"per_sample": True}, **kwargs)
 
@@ -135,9 +144,17 @@ def _hash(value) -> int:
 
 
 def row_axes(tree, n: int):
-    """A tree like `tree` with 0 for the arrays in `per_sample` fields and None for all other leaves: vmap's `in_axes`.
+    """Where the rows of a tree are: the `in_axes` of a vmap over samples.
 
-    Raises ValueError for such an array that has not n rows.
+    Args:
+        tree: a pytree of nouns.
+        n: the number of samples.
+
+    Returns:
+        A tree like `tree` with 0 for the arrays in `per_sample` fields and None for all other leaves.
+
+    Raises:
+        ValueError: for such an array that has not n rows.
     """
 
     def axis(path, leaf):
@@ -160,9 +177,16 @@ def varying(*trees) -> frozenset:
 
 
 def vary_as(tree, *like):
-    """`tree` with its arrays varying over the axes of a surrounding `jax.shard_map` over which those of `like` do.
+    """`tree` with its arrays varying over the axes of a surrounding `jax.shard_map` over which those of `like` vary.
 
     The carry of a loop must vary before the first pass as it does after it. Elsewhere nothing changes.
+
+    Args:
+        tree: a pytree of arrays.
+        like: pytrees of arrays.
+
+    Returns:
+        The tree, with the same numbers.
     """
     axes = varying(like)
 

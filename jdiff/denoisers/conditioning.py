@@ -17,9 +17,16 @@ LABEL_RANGE = 20.0  # |log-SNR| beyond which no network need tell levels apart; 
 
 @noun
 class LogSNR:
-    """(c_in x, -log_snr / 8) with c_in = 1 / sqrt((alpha sigma_data)^2 + sigma^2): unit variance, and no t.
+    """The input c_in x of unit variance, c_in = 1 / sqrt((alpha sigma_data)^2 + sigma^2), and the label -log_snr / 8.
 
-    EDM's label log(sigma) / 4 for every schedule, from log-SNR clipped to [-20, 20]: labels lie in [-2.5, 2.5].
+    The label is EDM's log(sigma) / 4 for every schedule, from the log-SNR clipped to [-20, 20]: it lies in [-2.5, 2.5].
+    The network is not shown t.
+
+    Args:
+        sigma_data: the standard deviation of the data.
+
+    Raises:
+        ValueError: unless sigma_data is positive.
     """
 
     sigma_data: Number = 0.5
@@ -35,7 +42,17 @@ class LogSNR:
 
 @noun
 class EDM:
-    """(c_in x, log(sigma/alpha) / 4): Karras et al. 2022, arXiv:2206.00364, table 1, without a limit on the label."""
+    """The input c_in x as in `LogSNR`, and the label log(sigma/alpha) / 4 without a limit.
+
+    Args:
+        sigma_data: the standard deviation of the data.
+
+    Raises:
+        ValueError: unless sigma_data is positive.
+
+    Reference:
+        Karras et al. 2022, arXiv:2206.00364, table 1.
+    """
 
     sigma_data: Number = 0.5
 
@@ -49,7 +66,15 @@ class EDM:
 
 @noun
 class Index:
-    """(x, k) with k = clip(round(t T) - 1, 0, T - 1): DDPM's table index; `fractional` leaves out the rounding."""
+    """The input x, and the label k = clip(round(t T) - 1, 0, T - 1): DDPM's index into its table.
+
+    Args:
+        T: the number of steps of the table.
+        fractional: whether to leave out the rounding.
+
+    Raises:
+        ValueError: unless T is a whole number, 1 or more.
+    """
 
     T: Number
     fractional: Number | bool = 0.0
@@ -65,7 +90,17 @@ class Index:
 
 @noun
 class Continuous:
-    """(x, scale t): the label of the continuous VP and sub-VP networks of arXiv:2011.13456, whose scale is 999."""
+    """The input x, and the label scale t: that of the continuous VP and sub-VP networks of score_sde.
+
+    Args:
+        scale: 999 in the published code.
+
+    Raises:
+        ValueError: unless scale is positive.
+
+    Reference:
+        Song et al. 2021, arXiv:2011.13456, in its code.
+    """
 
     scale: Number = 999.0
 
@@ -78,17 +113,35 @@ class Continuous:
 
 @noun
 class Sigma:
-    """(x, sigma_t): the label of the NCSN++ networks of arXiv:2011.13456."""
+    """The input x, and the label sigma_t: that of the NCSN++ networks.
+
+    Reference:
+        Song et al. 2021, arXiv:2011.13456.
+    """
 
     def __call__(self, schedule, x, t):
         return x, schedule.sigma(_times(x, t))
 
 
 def drop_labels(key, labels: Array, rate, null: int) -> Array:
-    """Labels (B,) with each replaced by `null` with probability `rate`: training for classifier-free guidance.
+    """Labels with each replaced by `null` with probability `rate`: training for classifier-free guidance.
 
-    Row i depends on (key, i) alone. Labels of less than 32 bits come back as int32, which holds any `null`: 256 is 0 in
-    uint8. Raises ValueError unless labels are integers.  Ho & Salimans 2022, arXiv:2207.12598, algorithm 1.
+    Row i depends on (key, i) alone.
+
+    Args:
+        key: one key, (B,) keys, or a `BatchKey`.
+        labels: classes, (B,), integers.
+        rate: the share that is replaced, in [0, 1].
+        null: the label that stands for no class.
+
+    Returns:
+        Labels, (B,). Those of less than 32 bits come back as int32, which holds any `null`: 256 is 0 in uint8.
+
+    Raises:
+        ValueError: unless labels are integers.
+
+    Reference:
+        Ho & Salimans 2022, arXiv:2207.12598, algorithm 1.
     """
     dtype = jnp.result_type(labels)
     if not jnp.issubdtype(dtype, jnp.integer):

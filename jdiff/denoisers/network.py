@@ -25,9 +25,9 @@ class Denoiser(Denoise):
     conditioning: Any
     cond: Any = per_sample()
     apply: Callable = static()
-    learned_variance: bool = static(False)
-    self_conditioning: bool = static(False)
-    previous: Any = per_sample(None)
+    learned_variance: bool = static(default=False)
+    self_conditioning: bool = static(default=False)
+    previous: Any = per_sample(default=None)
 
     def predict(self, x: Array, t, previous: Array | None = None) -> Prediction:
         """(E[x_0 | x_t], E[eps | x_t], extra); `extra` is the variance half of the output, or None.
@@ -59,12 +59,22 @@ def denoiser(
     learned_variance: bool = False,
     self_conditioning: bool = False,
 ) -> Denoiser:
-    """Turn a network `apply(params, x, label, cond) -> F` into a denoiser `(x, t) -> E[x_0 | x_t]`.
+    """Turn a network into a denoiser (x, t) -> E[x_0 | x_t].
 
-    `conditioning(schedule, x, t) -> (input, label (B,))` is what it was trained with. With `learned_variance` the last
-    axis of F is twice x's, and its second half is handed on as `Prediction.extra`. With `self_conditioning` the last
-    axis of its input is twice x's, the second half an earlier estimate of x_0, 0 where there is none: see `Remember`.
-    Calling it raises ValueError if the network's output has not the shape that this asks for.
+    Args:
+        apply: the network, `apply(params, x, label, cond) -> F`, of the shape of x (B, ...).
+        params: its parameters, a pytree.
+        schedule: the schedule of the process.
+        target: what the network was trained to regress.
+        cond: what it is given beside x_t, as labels (B,), or None.
+        conditioning: what it was trained with, `conditioning(schedule, x, t) -> (input, label (B,))`.
+        learned_variance: whether the last axis of F is twice that of x; its second half is handed on as
+            `Prediction.extra`.
+        self_conditioning: whether the last axis of the input is twice that of x, its second half being an earlier
+            estimate of x_0, 0 where there is none: see `solvers.Remember`.
+
+    Returns:
+        The denoiser. Calling it raises ValueError if the network's output has not the shape that this asks for.
     """
     return Denoiser(
         params, schedule, target, conditioning, cond, apply, bool(learned_variance), bool(self_conditioning)
@@ -72,9 +82,17 @@ def denoiser(
 
 
 def remember(denoise: Denoise, previous: Array) -> Denoise:
-    """The same denoiser, its self-conditioned networks shown `previous` (B, ...): also inside guidance, each of them.
+    """The same denoiser, its self-conditioned networks shown an earlier estimate; also each of those inside guidance.
 
-    Raises ValueError if there is no self-conditioned `denoiser` in it.
+    Args:
+        denoise: a denoiser with at least one `denoiser(..., self_conditioning=True)` in it.
+        previous: the estimate of x_0, (B, ...).
+
+    Returns:
+        The denoiser that shows it.
+
+    Raises:
+        ValueError: if there is no self-conditioned denoiser in it.
     """
     found = []
 
@@ -106,4 +124,7 @@ def split_variance(out: Array, x: Array, learned_variance: bool) -> tuple[Array,
     expected = x.shape[:-1] + (2 * x.shape[-1],) if learned_variance else x.shape
     if out.shape != expected:
         raise ValueError(f"the network returned {out.shape} for an input of {x.shape}; expected {expected}")
-    return tuple(jnp.split(out, 2, axis=-1)) if learned_variance else (out, None)
+    if not learned_variance:
+        return out, None
+    out, variance = jnp.split(out, 2, axis=-1)
+    return out, variance

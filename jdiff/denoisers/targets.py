@@ -151,7 +151,8 @@ def solve(schedule: Schedule, target: Target, x: Array, out: Array, t) -> tuple[
     check_time(t, x)
     alpha, sigma, a, b, det = system(schedule, target, as_time(t))
     of_x, of_out = (b / det, -a / det), (-sigma / det, alpha / det)
-    return tuple(expand(p, x) * x + expand(q, x) * out for p, q in zip(of_x, of_out, strict=True))
+    x0, eps = (expand(p, x) * x + expand(q, x) * out for p, q in zip(of_x, of_out, strict=True))
+    return x0, eps
 
 
 def c_skip(schedule: Schedule, target: Target, t) -> Array:

@@ -51,7 +51,8 @@ def cfg(conditional: Denoise | Callable, unconditional: Denoise | Callable, w) -
     Reference:
         Ho & Salimans 2022, arXiv:2207.12598, eq. 6.
     """
-    return Guided(*as_denoises(conditional, unconditional), w)
+    conditional, unconditional = as_denoises(conditional, unconditional)
+    return Guided(conditional, unconditional, w)
 
 
 def weight_at(w, x, t) -> Array:

@@ -36,8 +36,8 @@ class Interval(Denoise):
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         inside = (sigma > self.low * alpha) & (sigma <= self.high * alpha)
         both = self.guided, self.conditional
-        extras = [jax.eval_shape(lambda denoise=denoise: denoise.predict(x, t)).extra for denoise in both]
-        alike = jax.tree.structure(extras[0]) == jax.tree.structure(extras[1]) and extras[0] == extras[1]
+        first, second = (jax.eval_shape(lambda denoise=denoise: denoise.predict(x, t)).extra for denoise in both)
+        alike = type(first) is type(second) and jax.tree.leaves(first) == jax.tree.leaves(second)
         guided, conditional = (
             lambda denoise=denoise: denoise.predict(x, t) if alike else denoise.predict(x, t)._replace(extra=None)
             for denoise in both
@@ -70,4 +70,5 @@ def interval(guided: Denoise | Callable, conditional: Denoise | Callable, low, h
             raise ValueError(f"interval: {name} is one number, got shape {jnp.shape(value)}")
     if concrete(low, high) and not 0 <= low < high:
         raise ValueError(f"interval: expected 0 <= low < high in units of sigma/alpha, got {low} and {high}")
-    return Interval(*as_denoises(guided, conditional), low, high)
+    guided, conditional = as_denoises(guided, conditional)
+    return Interval(guided, conditional, low, high)

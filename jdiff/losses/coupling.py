@@ -25,13 +25,21 @@ class Independent:
 class Nearest:
     """Of `candidates` noises drawn for each sample, eps among them, the one with the smallest |x_0 - eps|.
 
-    KNN noise selection of Li et al. 2025, "Improved Immiscible Diffusion", arXiv:2505.18521. By position: sample i is a
-    function of (key, i) and its own data alone, so slices, devices and the whole batch agree. Noise given the data is
-    then no longer standard normal, and neither, slightly, is noise at large: the more candidates, the less. Raises
-    ValueError unless there is a candidate.
+    By position: sample i is a function of (key, i) and its own data alone, so slices, devices and the whole batch
+    agree. Noise given the data is then no longer standard normal, and noise at large departs from it slightly, the more
+    so the more candidates there are.
+
+    Args:
+        candidates: how many noises are drawn for each sample, eps included.
+
+    Raises:
+        ValueError: unless candidates is a whole number, 1 or more.
+
+    Reference:
+        Li et al. 2025, "Improved Immiscible Diffusion", arXiv:2505.18521 (KNN noise selection).
     """
 
-    candidates: int = static(4)
+    candidates: int = static(default=4)
 
     def check(self):
         whole = isinstance(self.candidates, int) and not isinstance(self.candidates, bool)
@@ -56,11 +64,16 @@ class Nearest:
 class Assignment:
     """The noises of the batch dealt out again so that the sum of |x_0 - eps|^2 is the least: exact optimal transport.
 
-    Immiscible Diffusion, Li et al. 2024, arXiv:2406.12303; minibatch optimal transport, Tong et al. 2023,
-    arXiv:2302.00482, section 3.2, and Pooladian et al. 2023, arXiv:2304.14772. The Hungarian algorithm, O(B^3), inside
-    jit. It deals among the rows it is given: under `jit`, also over a mesh, the whole batch; in a pmap the device's
-    part; with accumulation the slice: there it is another, coarser coupling, and results are not those of one batch.
-    Raises ValueError inside a `jax.shard_map` that has not check_vma=False.
+    The Hungarian algorithm, O(B^3), inside jit. It deals among the rows it is given: the whole batch under `jit`, also
+    over a mesh; the device's part in a pmap; the slice with accumulation. There it is another, coarser coupling, and
+    the results are not those of one batch.
+
+    Raises:
+        ValueError: when called inside a `jax.shard_map` that has not check_vma=False.
+
+    Reference:
+        Li et al. 2024, arXiv:2406.12303 (immiscible diffusion); Tong et al. 2023, arXiv:2302.00482, section 3.2, and
+        Pooladian et al. 2023, arXiv:2304.14772 (minibatch optimal transport).
     """
 
     def __call__(self, key, x0, eps):

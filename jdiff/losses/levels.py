@@ -42,7 +42,16 @@ class Uniform:
     """Low-discrepancy uniform t in [t_min, t_max): one random offset and n equal strata.
 
     t_i = t_min + (t_max - t_min) frac(u + i/n): each t is uniform, and together they cover the interval evenly.
-    The schedule's own domain when an end is None.  Kingma et al. 2021, arXiv:2107.00630, appendix I.1.
+
+    Args:
+        t_min: the lower end; that of the schedule's domain if None.
+        t_max: the upper end; that of the schedule's domain if None.
+
+    Raises:
+        ValueError: unless 0 <= t_min < t_max <= 1, or the two are given as one.
+
+    Reference:
+        Kingma et al. 2021, arXiv:2107.00630, appendix I.1.
     """
 
     t_min: Number | None = None
@@ -58,7 +67,15 @@ class Uniform:
 
 @noun
 class Independent:
-    """Uniform t in [t_min, t_max), every sample by itself; the schedule's own domain when an end is None."""
+    """Uniform t in [t_min, t_max), every sample by itself.
+
+    Args:
+        t_min: the lower end; that of the schedule's domain if None.
+        t_max: the upper end; that of the schedule's domain if None.
+
+    Raises:
+        ValueError: unless 0 <= t_min < t_max <= 1, or the two are given as one.
+    """
 
     t_min: Number | None = None
     t_max: Number | None = None
@@ -73,7 +90,14 @@ class Independent:
 
 @noun
 class Knots:
-    """Low-discrepancy uniform over the T knots k/T of a DDPM table."""
+    """Low-discrepancy uniform t over the T knots k/T of a DDPM table.
+
+    Args:
+        T: the number of steps of the table.
+
+    Raises:
+        ValueError: unless T is a whole number, 1 or more.
+    """
 
     T: Number
 
@@ -86,7 +110,14 @@ class Knots:
 
 @noun
 class Antithetic:
-    """Uniform over the T knots, in pairs: rows i and i + n/2 have table indices k and T - 1 - k."""
+    """Uniform t over the T knots of a table, in pairs: rows i and i + n/2 have table indices k and T - 1 - k.
+
+    Args:
+        T: the number of steps of the table.
+
+    Raises:
+        ValueError: unless T is a whole number, 1 or more.
+    """
 
     T: Number
 
@@ -122,7 +153,15 @@ class LogNormal:
 
 @noun
 class LogitNormal:
-    """logit(t) ~ N(mean, std^2), clipped to the schedule's domain.  Esser et al. 2024, arXiv:2403.03206, eq. 19."""
+    """logit(t) ~ N(mean, std^2), clipped to the schedule's domain.
+
+    Args:
+        mean: of logit(t).
+        std: of logit(t), 0 or more.
+
+    Reference:
+        Esser et al. 2024, arXiv:2403.03206, eq. 19.
+    """
 
     mean: Number = 0.0
     std: Number = 1.0

@@ -16,19 +16,29 @@ from jdiff.process.clock import Schedule
 class LossAware:
     """t in one of `bins` equal parts of the domain, with probability p ~ sqrt(E[loss^2]) over its last few losses.
 
-    The domain is the schedule's, or the T knots k/T of a table: then T must be a multiple of `bins`, and `bins` = T is
-    the published law. Uniform, and low-discrepancy as `Uniform` and `Knots` are, until each bin has `history` losses;
-    then p, mixed with a share `uniform` of the uniform law. Losses are multiplied by 1 / (bins p), so that their mean
-    stays what it is under the uniform law, with less variance.  Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 18.
+    The law is uniform, and of low discrepancy as `Uniform` and `Knots` are, until each bin has `history` losses; then p
+    is mixed with a share `uniform` of the uniform law. The losses are multiplied by 1 / (bins p), so that their mean
+    stays what it is under the uniform law, with less variance. The methods are pure functions around a state of arrays,
+    which rides in `TrainState.extra`: `losses.loss_aware` ties them together.
 
-    Pure functions around a state of arrays, which rides in `TrainState.extra`: `losses.loss_aware` ties them together.
-    Raises ValueError for bins or a history below 1, and a T that the bins do not divide.
+    Args:
+        T: the steps of a table whose knots k/T are drawn; None for the whole domain of the schedule. `bins` = T is the
+            published law.
+        uniform: the share of the uniform law, in [0, 1].
+        bins: the number of parts; it must divide T.
+        history: how many losses of each bin are remembered.
+
+    Raises:
+        ValueError: for bins or a history below 1, and a T that the bins do not divide.
+
+    Reference:
+        Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 18.
     """
 
     T: Number | None = None
     uniform: Number = 0.001
-    bins: int = static(100)
-    history: int = static(10)
+    bins: int = static(default=100)
+    history: int = static(default=10)
 
     def check(self):
         for name, value in dict(bins=self.bins, history=self.history).items():

@@ -4,6 +4,7 @@
 at this noise level, or its variance at this pixel.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -163,7 +164,7 @@ def hybrid(
     """
     of = Regression(**regression)
     T = table_length("hybrid", of.schedule)
-    of = of.replace(levels=Knots(T) if levels is None else levels)
+    of = dataclasses.replace(of, levels=Knots(T) if levels is None else levels)
     seen = _regress(of, _halves, apply, params, key, data, cond)
     simple = of.weight(of.schedule, of.target, seen.t).astype(seen.error.dtype) * seen.error
     x0, eps = lax.stop_gradient(solve(of.schedule, of.target, seen.x, seen.out, seen.t))
@@ -181,7 +182,7 @@ class _Outcome(NamedTuple):
     t: Array
     x: Array
     out: Array
-    extra: Array | None
+    extra: Any  # an array, or None
     error: Array
     importance: Array | None
 
@@ -199,10 +200,11 @@ def _regress(of: Regression, read: Callable, apply, params, key, data, cond) -> 
         return read(run_network(apply, params, of.schedule, of.conditioning, x, t, cond, previous), x)
 
     previous = None
-    if of.self_conditioning is not None:
+    share = of.self_conditioning
+    if share is not None:
         first, _ = network(lax.stop_gradient(params), jnp.zeros_like(x))
         x0, _ = lax.stop_gradient(solve(of.schedule, of.target, x, first, t))
-        shown = jax.vmap(lambda k: jax.random.bernoulli(k, of.self_conditioning))(each(k_self, x.shape[0]))
+        shown = jax.vmap(lambda k: jax.random.bernoulli(k, share))(each(k_self, x.shape[0]))
         # at alpha = 0 an eps-network says nothing of x_0
         previous = jnp.where((expand(shown, x) > 0) & jnp.isfinite(x0), x0, 0)
     out, extra = network(params, previous)

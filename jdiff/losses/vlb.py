@@ -20,17 +20,32 @@ from jdiff.process.table import Discrete
 def vlb_terms(
     denoise: Denoise, schedule: Schedule, x0: Array, x_t: Array, t, *, v: Number = 0.0, bins: Number | None = 256
 ) -> Array:
-    """The term of the knot t = k/T at x_t ~ q(x_t | x_0), in bits per dimension, (B,).
+    """The term of the variational bound at the knot t = k/T and x_t ~ q(x_t | x_0), in bits per dimension.
 
-    Their sum over k = 1..T, averaged over x_t, and `vlb_prior` bound -log_2 p(x_0) / D.
-    At k >= 2 KL(q(x_s | x_t, x_0) | p(x_s | x_t)), s = t - 1/T, both of the form of `q_posterior`, the model's with its
-    x_0 and the variance of `DDPM`: c sigma_s^2 (sigma_t/sigma_s)^2v, v = (o + 1) / 2 where the denoiser learned o (its
-    `Prediction.extra`), else the argument v: 0 "small", 1 "large". At k = 1 -log p(x_0 | x_1), of the bin of x_0 among
-    `bins` levels from -1 to 1 (Ho et al. eq. 13), or with bins=None of the density. There the small variance would be
-    0: that of k = 2 takes its place, and is the variance unless one was learned, as in published code.
+    The sum of the terms over k = 1..T, averaged over x_t, and `vlb_prior` bound -log_2 p(x_0) / D. At k >= 2 a term is
+    KL(q(x_s | x_t, x_0) | p(x_s | x_t)) with s = t - 1/T. Both are of the form of `q_posterior`; the model's has its
+    x_0 and the variance of `DDPM`, c sigma_s^2 (sigma_t/sigma_s)^2v, with v = (o + 1) / 2 where the denoiser learned o
+    (its `Prediction.extra`), else the argument v. At k = 1 it is -log p(x_0 | x_1), of the bin of x_0. There the small
+    variance would be 0: that of k = 2 takes its place, and is the variance unless one was learned, as in published
+    code.
 
-    x0, x_t: (B, ...), floating, images scaled to [-1, 1] unless bins is None; t: () or (B,). Everything is computed in
-    float32 at least. Raises ValueError for a schedule that is not `Discrete`, and for arrays that are not floating.
+    Args:
+        denoise: a denoiser, or a function (x, t) -> E[x_0 | x_t].
+        schedule: a `Discrete` schedule.
+        x0: data, (B, ...), floating; images scaled to [-1, 1] unless bins is None.
+        x_t: the noised data, of the shape of x0.
+        t: knots k/T, () or (B,).
+        v: 0 for the variance "small" of `DDPM`, 1 for "large".
+        bins: the levels of the data from -1 to 1, or None for the density of continuous data.
+
+    Returns:
+        The term of each sample, (B,), computed in float32 at least.
+
+    Raises:
+        ValueError: for a schedule that is not `Discrete`, and for arrays that are not floating.
+
+    Reference:
+        Ho et al. 2020, arXiv:2006.11239, eq. 5 and 13; Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 4 to 7.
     """
     check_floating("x0", x0)
     check_floating("x_t", x_t)
@@ -61,7 +76,18 @@ def terms_of(prediction: Prediction, schedule: Schedule, x0: Array, t, *, v: Num
 
 
 def vlb_prior(schedule: Schedule, x0: Array) -> Array:
-    """KL(q(x_T | x_0) | N(0, I)) in bits per dimension, (B,): what the table's end leaves of the data."""
+    """KL(q(x_T | x_0) | N(0, I)) in bits per dimension: what the end of the table leaves of the data.
+
+    Args:
+        schedule: a `Discrete` schedule.
+        x0: data, (B, ...), floating.
+
+    Returns:
+        The divergence of each sample, (B,), computed in float32 at least.
+
+    Raises:
+        ValueError: for a schedule that is not `Discrete`, and for data that is not floating.
+    """
     table_length("vlb_prior", schedule)
     end = as_time(schedule.t_max)
     alpha, sigma = schedule.alpha(end), schedule.sigma(end)

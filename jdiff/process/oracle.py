@@ -20,7 +20,16 @@ from jdiff.process.prediction import Denoise, Prediction
 
 @noun
 class GaussianMixture:
-    """x_0 ~ sum_k w_k N(m_k, C_k).  weights (K,), rescaled to sum to 1; means (K, D); covariances (K, D, D)."""
+    """x_0 ~ sum_k w_k N(m_k, C_k).
+
+    Args:
+        weights: w, (K,), rescaled to sum to 1.
+        means: m, (K, D).
+        covariances: C, (K, D, D).
+
+    Raises:
+        ValueError: when the shapes disagree.
+    """
 
     weights: Array
     means: Array
@@ -85,7 +94,15 @@ class GaussianMixture:
 
 @noun
 class Gaussian:
-    """x_0 ~ N(mean, covariance), (D,) and (D, D): a mixture of one, with its probability flow in closed form."""
+    """x_0 ~ N(mean, covariance): a mixture of one, with its probability flow in closed form.
+
+    Args:
+        mean: (D,).
+        covariance: (D, D).
+
+    Raises:
+        ValueError: when the shapes disagree.
+    """
 
     mean: Array
     covariance: Array

@@ -1,7 +1,7 @@
 """What a denoiser is: (x_t, t) -> E[x_0 | x_t], with the noise that it implies."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,12 @@ class Denoise(Protocol):
         schedule: the schedule of the process that it denoises.
     """
 
-    schedule: Schedule
+    if TYPE_CHECKING:  # a field of some denoisers and a property of others
+
+        @property
+        def schedule(self) -> Schedule: ...
+    else:
+        schedule: Schedule
 
     def predict(self, x: Array, t) -> Prediction:
         """(E[x_0 | x_t], E[eps | x_t], extra) for x (B, ...) at t, () or (B,)."""
@@ -55,8 +60,8 @@ class PlainDenoise(Denoise):
     """
 
     pytree: Any
-    schedule: Schedule | None
-    code: Callable | None = static(None)
+    schedule: Any  # a Schedule, or None
+    code: Callable | None = static(default=None)
 
     def predict(self, x: Array, t) -> Prediction:
         """(x_0, eps) with eps = (x_t - alpha_t x_0) / sigma_t."""

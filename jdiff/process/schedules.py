@@ -14,10 +14,19 @@ from jdiff.process.clock import Schedule
 
 @noun
 class VP(Schedule):
-    """Variance preserving, the limit of DDPM: alpha^2 = exp(-B), sigma^2 = 1 - exp(-B), B = int_0^t beta.
+    """Variance preserving, the limit of DDPM: alpha^2 = exp(-B), sigma^2 = 1 - exp(-B), with B = int_0^t beta.
 
-    beta_t = beta_min + t (beta_max - beta_min), constant where the two are equal.  Song et al. 2021, arXiv:2011.13456,
-    eq. 11 and 32. Raises ValueError unless 0 < beta_min <= beta_max.
+    beta_t = beta_min + t (beta_max - beta_min), constant where the two are equal.
+
+    Args:
+        beta_min: beta at t = 0.
+        beta_max: beta at t = 1.
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max.
+
+    Reference:
+        Song et al. 2021, arXiv:2011.13456, eq. 11 and 32.
     """
 
     beta_min: Number = 0.1
@@ -38,9 +47,17 @@ class VP(Schedule):
 
 @noun
 class SubVP(Schedule):
-    """sub-VP: alpha as in VP, sigma = 1 - alpha^2.  Song et al. 2021, arXiv:2011.13456, eq. 29.
+    """sub-VP: alpha as in `VP`, sigma = 1 - alpha^2.
 
-    Raises ValueError unless 0 < beta_min <= beta_max.
+    Args:
+        beta_min: beta at t = 0.
+        beta_max: beta at t = 1.
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max.
+
+    Reference:
+        Song et al. 2021, arXiv:2011.13456, eq. 29.
     """
 
     beta_min: Number = 0.1
@@ -75,8 +92,17 @@ def _invert_beta_integral(schedule, b):
 class VE(Schedule):
     """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t; SMLD as N grows.
 
-    Song & Ermon 2019, arXiv:1907.05600; Song et al. 2021, arXiv:2011.13456, eq. 30. Defined from t = 0, and
-    continues past t = 1.
+    It is defined from t = 0, and goes on past t = 1.
+
+    Args:
+        sigma_min: sigma at t = 0.
+        sigma_max: sigma at t = 1.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max.
+
+    Reference:
+        Song & Ermon 2019, arXiv:1907.05600; Song et al. 2021, arXiv:2011.13456, eq. 30.
     """
 
     sigma_min: Number = 0.01
@@ -104,10 +130,21 @@ def _log_range(schedule):
 
 @noun
 class EDM(Schedule):
-    """EDM: alpha = 1, and a uniform grid in t *is* the rho-grid in sigma.
+    """EDM: alpha = 1, and a uniform grid in t is the rho-grid in sigma.
 
-    sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho.
-    Karras et al. 2022, arXiv:2206.00364, eq. 5. Defined from t = 0, and continues past t = 1.
+    sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho. It is defined from t = 0, and goes on
+    past t = 1.
+
+    Args:
+        sigma_min: sigma at t = 0.
+        sigma_max: sigma at t = 1.
+        rho: the exponent, from 0.1 to 100.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max and rho is in its range.
+
+    Reference:
+        Karras et al. 2022, arXiv:2206.00364, eq. 5.
     """
 
     sigma_min: Number = 0.002
@@ -141,7 +178,8 @@ class EDM(Schedule):
 class Cosine(Schedule):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2), so that alpha_1 is exactly 0.
 
-    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17, without its offset (`betas.cosine` has it).
+    Reference:
+        Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17, without its offset, which `betas.cosine` has.
     """
 
     def alpha(self, t):
@@ -158,7 +196,8 @@ class Cosine(Schedule):
 class Flow(Schedule):
     """Rectified flow, the conditional optimal-transport path: alpha = 1 - t, sigma = t.
 
-    Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2022, arXiv:2210.02747 (whose time runs the other way).
+    Reference:
+        Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2022, arXiv:2210.02747, whose time runs the other way.
     """
 
     def alpha(self, t):

@@ -8,11 +8,20 @@ from jdiff.process.clock import Schedule, check_schedule
 
 @noun
 class Shifted(Schedule):
-    """The same path on another clock: log_snr(t) is the schedule's own minus 2 log(shift).
+    """The same path on another clock: its log-SNR at t is the schedule's own minus 2 log(shift).
 
-    For `Flow`, t becomes shift t / (1 + (shift - 1) t).  Hoogeboom et al. 2023, arXiv:2301.11093, eq. 6;
-    Esser et al. 2024, arXiv:2403.03206, eq. 23. Raises ValueError on bounded schedules (VE, EDM, Discrete),
-    where the shifted log-SNR would leave the range.
+    For `Flow`, t becomes shift t / (1 + (shift - 1) t).
+
+    Args:
+        schedule: a schedule that is not bounded, as VP, SubVP, Cosine or Flow.
+        shift: how much noisier every time is, positive; 1 changes nothing.
+
+    Raises:
+        ValueError: for a shift that is not positive, and for bounded schedules (VE, EDM, Discrete), where the shifted
+            log-SNR would leave the range.
+
+    Reference:
+        Hoogeboom et al. 2023, arXiv:2301.11093, eq. 6; Esser et al. 2024, arXiv:2403.03206, eq. 23.
     """
 
     schedule: Schedule

@@ -11,10 +11,13 @@ from jdiff.process.clock import Schedule
 
 @noun
 class Discrete(Schedule):
-    """A DDPM table as a schedule: knots t_k = k/T for k = 1..T, variance preserving.
+    """A DDPM table as a schedule: knots t_k = k/T for k = 1..T, variance preserving. Made by `jdiff.discrete(betas)`.
 
-    log(sigma^2 / alpha^2) is kept, (T,), and is linear in t between the knots. Outside [1/T, 1] it is constant.
-    With `exact` the last knot has alpha = 0 exactly. Made by `jdiff.discrete(betas)`.
+    log(sigma^2 / alpha^2) is linear in t between the knots, and constant outside [1/T, 1].
+
+    Attributes:
+        log_nsr: log(sigma^2 / alpha^2) at the knots, (T,).
+        exact: above 0 if the last knot has alpha = 0 exactly.
     """
 
     log_nsr: Array

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,8 @@ class progress:
             raise ImportError("jdiff.progress needs tqdm: pip install 'jdiff[train]'") from error
         if total < 0:
             raise ValueError(f"progress: total is the number of steps, got {total}")
-        self.total, self.show, self.bar, self.done = total, show, None, False
+        self.total, self.show, self.done = total, show, False
+        self.bar: Any = None
         self._open = lambda: tqdm(total=total, **tqdm_kwargs)
         self._lock = threading.Lock()
 

@@ -4,12 +4,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jdiff.core.arrays import Array
 from jdiff.core.keys import noise_of_step, rows_of
-from jdiff.core.pytrees import concrete, vary_as
+from jdiff.core.pytrees import concrete, number, vary_as
 from jdiff.process.clock import Schedule
 from jdiff.process.prediction import Denoise, as_denoise
 from jdiff.process.times import check_times
@@ -134,14 +133,9 @@ def check_start(solver: Solver, x: Array, times: Array, key, n=None) -> None:
     """Raise ValueError for an x that is no noise (B, ...), a step count outside the grid, or a key that is missing."""
     if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x is {x.dtype}{x.shape}; expected floating noise (B, ...): see jdiff.prior")
-    if n is not None and concrete(n) and not (_is_whole(n) and 1 <= int(n) <= len(times)):
+    count = number(n)  # True and "3" are none
+    whole = isinstance(count, float) and count.is_integer() and 1 <= count <= len(times)
+    if n is not None and concrete(n) and not whole:
         raise ValueError(f"n = {n} steps through a grid of {len(times)} times; expected 1 <= n <= {len(times)}")
     if key is None and solver.stochastic:
         raise ValueError(f"{type(solver).__name__} draws noise: give a key, jax.random.key(seed)")
-
-
-def _is_whole(n) -> bool:
-    """Whether n is a whole number, of Python, NumPy or JAX."""
-    if isinstance(n, (np.ndarray, jax.Array)):
-        return n.ndim == 0 and jnp.issubdtype(n.dtype, jnp.integer)
-    return isinstance(n, (int, np.integer)) and not isinstance(n, bool)

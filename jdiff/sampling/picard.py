@@ -160,15 +160,17 @@ def _calls(solver, denoise, schedule, x, steps, keys) -> int:
     """How often a step calls the denoiser, counted while it is traced."""
     count = 0
 
-    class Counted(Denoise):
-        def predict(self, x, t):
-            nonlocal count
-            count += 1
-            return denoise.predict(x, t)
+    def counted(x, t):
+        nonlocal count
+        count += 1
+        return denoise(x, t)
 
-    Counted.schedule = schedule
     now = jax.tree.map(lambda a: a[0], steps)
-    jax.eval_shape(lambda: solver.step(Counted(), schedule, x, now, (), noise_of_step(keys, now.i, now.t, now.s)))
+    jax.eval_shape(
+        lambda: solver.step(
+            as_denoise(counted, schedule), schedule, x, now, (), noise_of_step(keys, now.i, now.t, now.s)
+        )
+    )
     return count
 
 

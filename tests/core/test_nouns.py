@@ -245,6 +245,6 @@ def test_a_traced_n_outside_the_grid_is_nan():
     for n in (2, np.int64(2), jnp.asarray(2), 2.0):
         path = jax.eval_shape(lambda: jdiff.sample(DDIM(), denoise, flow, x, times, n=n, path=True))[1]  # noqa: B023
         assert path.shape == (1, 2, 1)
-    for n in (0, 5, 2.5):
+    for n in (0, 5, 2.5, True, "3"):
         with pytest.raises(ValueError, match="expected 1 <= n <= 4"):
             jdiff.sample(DDIM(), denoise, flow, x, times, n=n)
