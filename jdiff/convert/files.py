@@ -125,8 +125,8 @@ def _check_header(path: Path) -> None:
     """Raise ValueError for a header that the library would read, though two tensors in it have one name."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > foreign.JSON:
-            raise ValueError(f"its header has {length:,} bytes; expected at most {foreign.JSON:,}")
+        if length > foreign.JSON_BYTES:
+            raise ValueError(f"its header has {length:,} bytes; expected at most {foreign.JSON_BYTES:,}")
         header = file.read(length)
     foreign.parse_json(header)
 

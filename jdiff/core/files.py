@@ -15,8 +15,8 @@ def write(path, fill: Callable[[BinaryIO], object]) -> None:
     The bytes are on the disk before the name is. A link at `path` is replaced, never followed.
 
     Args:
-        path: where to; folders that are missing are made.
-        fill: is given the open binary file.
+        path: the file; folders that are missing are made.
+        fill: writes the content into the open binary file that it is given.
 
     Raises:
         OSError: the file could not be written; the message names `path`, and what was there is as it was.
@@ -25,7 +25,7 @@ def write(path, fill: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f"tmp{secrets.token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:  # x: of a name that nobody has taken, nor laid a link at
+        with temporary.open("xb") as file:  # x: fails where a file or a link has that name already
             fill(file)
             file.flush()
             os.fsync(file.fileno())
@@ -39,7 +39,7 @@ def write(path, fill: Callable[[BinaryIO], object]) -> None:
 
 
 def leftovers(directory) -> list[Path]:
-    """The files in `directory` that killed calls of `write` have left, or that running ones are writing."""
+    """The temporary files in `directory`, which killed calls of `write` have left or running ones are writing."""
     directory = Path(directory)
     paths = directory.iterdir() if directory.is_dir() else ()
     return sorted(path for path in paths if re.fullmatch(r"tmp[a-z0-9_]{8}(\.\w+)?", path.name))

@@ -1,6 +1,6 @@
-"""Files that others made: what they say they hold is checked before it is read, and nothing in them is executed.
+"""Files that others made: their claims are checked before they are read, and nothing in them is executed.
 
-All functions raise ValueError, with the reason alone: the caller knows how to name the file.
+All functions raise ValueError with the reason alone, because the caller knows how to name the file.
 """
 
 import json
@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-JSON = 2**26  # bytes of a JSON file; the longest index of published weights has a seventh of it
-DEPTH = 100  # of its nesting: what reads it further may recur
-MOST = 2**30  # bytes that any packed file may unpack to
-RATIO = 100  # a large one to so many times its own size
-HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+JSON_BYTES = 2**26  # of a JSON file; the longest index of published weights has a seventh of it
+JSON_DEPTH = 100  # of its nesting, because whoever reads the value may recur
+UNPACKED_BYTES = 2**30  # any packed file may unpack to so many bytes
+UNPACKED_RATIO = 100  # and a large one to so many times its own size
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def one_line(text: Any, most: int = 1000) -> str:
-    """The text without line ends and control characters, and cut at `most`: names in files may hold anything.
+    """The text on one line, without control characters and cut at `most`, because names in files may hold anything.
 
     >>> one_line("a\\n b\\x1b[31m")
     'a b\\\\x1b[31m'
@@ -32,9 +32,10 @@ def one_line(text: Any, most: int = 1000) -> str:
 
 
 def check_file(path, most: float = math.inf) -> None:
-    """Raise ValueError unless `path` is, or leads to, a regular file of at most `most` bytes.
+    """Check that `path` is, or leads to, a regular file: opening a fifo waits for ever, and a device may have no end.
 
-    Opening a fifo waits for ever, and a device may have no end.
+    Raises:
+        ValueError: it is no regular file, or has more than `most` bytes.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,20 +46,20 @@ def check_file(path, most: float = math.inf) -> None:
 
 
 def read_json(path, integer: Callable[[str], Any] = int) -> Any:
-    """What a file of JSON holds, see `parse_json`."""
-    check_file(path, JSON)
+    """The value in a file of JSON; for `integer` and errors see `parse_json`."""
+    check_file(path, JSON_BYTES)
     return parse_json(Path(path).read_bytes(), integer)
 
 
 def parse_json(text: str | bytes, integer: Callable[[str], Any] = int) -> Any:
-    """The value of a text of JSON, in which no name stands twice and no number is NaN.
+    """The value of a text of JSON in which no name stands twice and no number is NaN.
 
     Args:
         text: as text, or as bytes in UTF-8.
-        integer: makes a number of the digits of one.
+        integer: makes a number of its digits.
 
     Raises:
-        ValueError: the text is not such JSON, or is nested too deep.
+        ValueError: the text is no such JSON, or is nested too deep.
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
@@ -68,7 +69,7 @@ def parse_json(text: str | bytes, integer: Callable[[str], Any] = int) -> Any:
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     level = [value] if isinstance(value, dict | list) else []
-    for _ in range(DEPTH):
+    for _ in range(JSON_DEPTH):
         level = [v for holder in level for v in (holder.values() if isinstance(holder, dict) else holder)]
         level = [v for v in level if isinstance(v, dict | list)]
         if not level:
@@ -91,28 +92,44 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def check_size(unpacked: int, packed: int, most: int = MOST, advice: str = "") -> None:
-    """Raise ValueError where a file of `packed` bytes takes more memory than `most` and 100 times its own size."""
-    if unpacked > max(most, RATIO * packed):
+def check_size(unpacked: int, packed: int, most: int = UNPACKED_BYTES, advice: str = "") -> None:
+    """Check that a packed file does not take too much memory.
+
+    Args:
+        unpacked: the bytes that it takes unpacked.
+        packed: the bytes that it has.
+        most: it may take so many bytes, or 100 times its own, whichever is more.
+        advice: what to do about a file that takes more.
+
+    Raises:
+        ValueError: it takes more.
+    """
+    if unpacked > max(most, UNPACKED_RATIO * packed):
         raise ValueError(
-            f"it has {packed:,} bytes and takes {unpacked:,} unpacked; expected at most {most:,}, or {RATIO} times its "
-            "own" + (f": {advice}" if advice else "")
+            f"it has {packed:,} bytes and takes {unpacked:,} unpacked; expected at most {most:,}, "
+            f"or {UNPACKED_RATIO} times its own" + (f": {advice}" if advice else "")
         )
 
 
 def npz_names(path) -> list[str]:
-    """The names of the arrays in a .npz file. Raises ValueError for a file that is none."""
+    """The names of the arrays in a .npz file.
+
+    Raises:
+        ValueError: the file is no .npz.
+    """
     with _opened(path) as archive:
         return list(_members(archive))
 
 
-def read_npz(path, wanted: Collection[str] | None = None, most: int = MOST, advice: str = "") -> dict[str, np.ndarray]:
+def read_npz(
+    path, wanted: Collection[str] | None = None, most: int = UNPACKED_BYTES, advice: str = ""
+) -> dict[str, np.ndarray]:
     """The arrays of numbers in a .npz file, by name.
 
     Args:
         path: the file.
-        wanted: the names of those to read; None for all. Others are not looked at.
-        most: bytes that a file of any size may unpack to, see `check_size`.
+        wanted: the names of the arrays to read; None for all. Others are not looked at.
+        most: a file of any size may unpack to so many bytes (see `check_size`).
         advice: what to do about a file that takes more.
 
     Raises:
@@ -125,9 +142,9 @@ def read_npz(path, wanted: Collection[str] | None = None, most: int = MOST, advi
 
 
 def map_npy(path) -> np.ndarray:
-    """The array of a .npy file, mapped and not read.
+    """The array of a .npy file, whose numbers stay in the file until they are used.
 
-    Its numbers stay in the file. Where that is cut short afterwards, reading them ends the process with SIGBUS.
+    If the file is cut short afterwards, using them ends the process with SIGBUS.
 
     Raises:
         ValueError: the file holds anything but numbers, or is shorter than its header says.
@@ -141,12 +158,16 @@ def map_npy(path) -> np.ndarray:
 
 
 def npy_header(file) -> tuple[tuple[int, ...], np.dtype]:
-    """(shape, dtype) that an open .npy file says it has. Raises ValueError for anything but numbers."""
+    """The (shape, dtype) that an open .npy file says it has.
+
+    Raises:
+        ValueError: it holds anything but numbers.
+    """
     try:
         version = np.lib.format.read_magic(file)
-        if version not in HEADERS:
+        if version not in NPY_HEADERS:
             raise ValueError(f"version {version[0]}.{version[1]} of .npy")
-        shape, _, dtype = HEADERS[version](file)
+        shape, _, dtype = NPY_HEADERS[version](file)
     except Exception as error:  # NumPy reads the header as a literal of Python's: SyntaxError, RecursionError, ...
         raise ValueError(f"not an array ({_reason(error)})") from error
     if dtype.kind not in "biufc" or any(length < 0 for length in shape):
@@ -155,7 +176,7 @@ def npy_header(file) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _opened(path) -> zipfile.ZipFile:
-    open(path, "rb").close()  # what the system says of a file that cannot be opened is no fault in it
+    open(path, "rb").close()  # if the system cannot open the file, its own error says why
     try:
         return zipfile.ZipFile(path)
     except Exception as error:  # a damaged archive fails in any way
@@ -163,7 +184,7 @@ def _opened(path) -> zipfile.ZipFile:
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The members of an archive, each under a name of its own."""
+    """The members of an archive by name. Raises ValueError if two have the same name."""
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
     if len(members) < len(archive.infolist()):
         raise ValueError("two of its arrays have the same name")
@@ -178,7 +199,7 @@ def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.nda
                 raise ValueError(f"{dtype} {shape}, which are not its {info.file_size:,} bytes")
             member.seek(0)
             array = np.lib.format.read_array(member, allow_pickle=False)
-            member.read()  # the checksum is compared where the member ends, which may be after the last number
+            member.read()  # to the end of the member, where its checksum is compared
             return array
     except Exception as error:  # BadZipFile, zlib.error, EOFError, NotImplementedError, MemoryError, ...
         raise ValueError(f"{name}: {_reason(error)}") from error

@@ -1,8 +1,8 @@
-"""Data sets: what they are, where they come from, the order they are read in, and augmentation on the device.
+"""Data sets: what they are, where they come from, the order in which they are read, and augmentation on the device.
 
-A data set has `name`, `size`, `shape`, `classes`, `is_image`, `in_memory`, `held_x`, `held_labels`, `to_model`,
-`to_data`, `moments()` and `read(seed, batch, visits, rows, state)`, whether it lies in memory (`Dataset`), is decoded
-as it is read (`Records`) or can only be read forwards (`Stream`).
+There are three kinds: a `Dataset` lies in memory, `Records` are decoded as they are read, and a `Stream` can only be
+read forwards. All have `name`, `size`, `shape`, `classes`, `is_image`, `in_memory`, `held_x`, `held_labels`,
+`to_model`, `to_data`, `moments()` and `read(seed, batch, visits, rows, state)`.
 """
 
 from jdiff.data.augmentation import augment, flip

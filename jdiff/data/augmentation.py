@@ -1,4 +1,4 @@
-"""Random changes of images that do not leak into samples, on the device, by the row of the global batch."""
+"""Random changes of images that do not leak into samples, made on the device, by the row of the global batch."""
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +20,44 @@ PEAK = 5  # the tap that belongs to the pixel itself
 
 
 def flip(key, x: Array, rate=0.5) -> Array:
-    """Images (B, H, W, C) of any dtype, each mirrored left to right with probability `rate`."""
+    """Images, each mirrored left to right with probability `rate`.
+
+    Args:
+        key: one key, (B,) keys or a `BatchKey`.
+        x: images (B, H, W, C) of any dtype.
+        rate: the probability.
+
+    Raises:
+        ValueError: x has another number of axes.
+    """
     _check_images(x)
     mirrored = jax.vmap(lambda k: jax.random.uniform(k))(each(key, len(x))) < rate
     return jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
 
 
 def augment(key, x: Array, p=0.12, *, scale=0.2, stretch=0.2, shift=0.125) -> tuple[Array, Array]:
-    """(images, what was done to each (B, 9)): EDM's non-leaking augmentation, Karras et al. 2022 (2206.00364), F.2.
+    """EDM's non-leaking augmentation: changed images, and numbers that tell the network what was changed.
 
-    Half of all images are mirrored left to right; then each with probability p: mirrored top to bottom (half of them),
-    scaled by 2^(`scale` n), turned by any angle, stretched by 2^(`stretch` n) along an axis (half of them along a
-    turned one) and across it squeezed by as much, moved by `shift` n of the width and height, n standard normal. The
-    nine numbers are the network's condition: 0 where nothing was done, and then the image is untouched; sample with
-    zeros. x is (B, H, W, C), floating, H and W at least 2. Raises ValueError for anything else.
+    Half of all images are mirrored left to right. Then each of these is done with probability p, where n is standard
+    normal: the image is mirrored top to bottom (half of those drawn); scaled by 2^(`scale` n); turned by any angle;
+    stretched by 2^(`stretch` n) along an axis and squeezed by as much across it (for half of those drawn, the axis is
+    turned); moved by `shift` n of its width and of its height.
+
+    Args:
+        key: one key, (B,) keys or a `BatchKey`.
+        x: floating images (B, H, W, C), H and W at least 2.
+        p: the probability.
+        scale, stretch, shift: the sizes of the changes, as above.
+
+    Returns:
+        (images (B, H, W, C), labels (B, 9)). The labels are the network's condition. They are 0 where nothing was done,
+        and such an image is unchanged. Sample with zeros.
+
+    Raises:
+        ValueError: x is anything else.
+
+    Reference:
+        Karras et al. 2022, arXiv:2206.00364, appendix F.2.
     """
     _check_images(x)
     if not jnp.issubdtype(x.dtype, jnp.floating) or min(x.shape[1:3]) < 2:
@@ -46,7 +70,10 @@ def augment(key, x: Array, p=0.12, *, scale=0.2, stretch=0.2, shift=0.125) -> tu
 
 
 def draw(key, shape, p, scale=0.2, stretch=0.2, shift=0.125) -> tuple[Array, Array, Array]:
-    """(labels (B, 9), mirrored left-right and top-bottom (B, 2), matrices (B, 2, 3) from new pixels to old ones)."""
+    """(labels (B, 9), whether mirrored left-right and top-bottom (B, 2), matrices (B, 2, 3) as of `matrix`).
+
+    The arguments are those of `augment`, with the shape of the images (B, H, W, C).
+    """
     size = jnp.array([shape[2], shape[1]], jnp.float32)  # x first
 
     def one(key):
@@ -59,26 +86,34 @@ def draw(key, shape, p, scale=0.2, stretch=0.2, shift=0.125) -> tuple[Array, Arr
             return jax.random.uniform(next(keys), minval=-jnp.pi, maxval=jnp.pi)
 
         mirror = jnp.stack([chance(0.5), chance(0.5) & chance(p)])
-        zoom = jnp.where(chance(p), jax.random.normal(next(keys)), 0.0)
-        turn = jnp.where(chance(p), angle(), 0.0)
-        pull = jnp.where(chance(p), jax.random.normal(next(keys)), 0.0)
+        log_scale = jnp.where(chance(p), jax.random.normal(next(keys)), 0.0)
+        rotation = jnp.where(chance(p), angle(), 0.0)
+        log_stretch = jnp.where(chance(p), jax.random.normal(next(keys)), 0.0)
         axis = jnp.where(chance(0.5), angle(), 0.0)
-        move = jnp.where(chance(p), jax.random.normal(next(keys), (2,)), 0.0)
-        done = [zoom, jnp.cos(turn) - 1, jnp.sin(turn), pull * jnp.cos(axis), pull * jnp.sin(axis)]
-        labels = jnp.concatenate([mirror.astype(jnp.float32), jnp.stack(done), move])
-        return labels, mirror, matrix(scale * zoom, turn, stretch * pull, axis, shift * size * move)
+        offset = jnp.where(chance(p), jax.random.normal(next(keys), (2,)), 0.0)
+        turned = [jnp.cos(rotation) - 1, jnp.sin(rotation)]
+        stretched = [log_stretch * jnp.cos(axis), log_stretch * jnp.sin(axis)]
+        labels = [mirror.astype(jnp.float32), jnp.stack([log_scale, *turned, *stretched]), offset]
+        inverse = matrix(scale * log_scale, rotation, stretch * log_stretch, axis, shift * size * offset)
+        return jnp.concatenate(labels), mirror, inverse
 
     return jax.vmap(one)(each(key, shape[0]))
 
 
-def matrix(zoom, turn, pull, axis, move) -> Array:
-    """(2, 3), from new pixels to old ones, of an image scaled by 2^zoom, turned by `turn`, stretched by 2^pull along
-    `axis` and squeezed by as much across it, then moved by `move` (2,) pixels; angles in radians.
+def matrix(log_scale, rotation, log_stretch, axis, offset) -> Array:
+    """The affine map (2, 3) from pixels of a changed image to pixels of the old one.
+
+    Args:
+        log_scale: the image is scaled by 2^log_scale;
+        rotation: then it is turned by this angle, in radians;
+        log_stretch: then stretched by 2^log_stretch along the axis, and squeezed by as much across it;
+        axis: the angle of that axis, in radians;
+        offset: then it is moved by these pixels (2,), x first.
     """
     with jax.default_matmul_precision("highest"):
-        linear = _rotation(turn) @ _rotation(-axis) @ jnp.diag(jnp.exp2(jnp.stack([-pull, pull]))) @ _rotation(axis)
-        linear = linear * jnp.exp2(-zoom)
-        return jnp.concatenate([linear, -(linear @ move)[:, None]], axis=1)
+        stretch = jnp.diag(jnp.exp2(jnp.stack([-log_stretch, log_stretch])))
+        linear = _rotation(rotation) @ _rotation(-axis) @ stretch @ _rotation(axis) * jnp.exp2(-log_scale)
+        return jnp.concatenate([linear, -(linear @ offset)[:, None]], axis=1)
 
 
 def _rotation(angle) -> Array:
@@ -87,18 +122,24 @@ def _rotation(angle) -> Array:
 
 
 def transform(x: Array, inverse: Array) -> Array:
-    """Images (B, H, W, C) under affine maps: pixel q of the new one shows point `inverse` (q, 1) of the old, (B, 2, 3).
+    """Images under affine maps: pixel q of a new image shows the point `inverse @ (q, 1)` of the old one.
 
-    Coordinates are (x, y) in pixels from the centre. The image, mirrored at its borders without end, is doubled by the
-    wavelet's filter, read off there linearly at twice the density, and halved by the filter again: antialiased,
-    sharp, and a no-op for the identity, as in Karras et al. 2020 (2006.06676), appendix B.2.
+    The image is mirrored at its borders without end, doubled by the wavelet's filter, read linearly at twice the
+    density, and halved by the filter again. So it is antialiased and sharp, and the identity changes nothing.
+
+    Args:
+        x: images (B, H, W, C).
+        inverse: one map (2, 3) for each image, (B, 2, 3); coordinates are (x, y) in pixels from the centre.
+
+    Reference:
+        Karras et al. 2020, arXiv:2006.06676, appendix B.2.
     """
     _, height, width, channels = x.shape
     # doubled, one period of the mirrored image is 4 (size - 1) long
     up = [jnp.asarray(_doubling(n), jnp.float32) for n in (height, width)]
     down = [jnp.asarray(_halving(n), jnp.float32) for n in (height, width)]
     old = [(n - 1) / 2 for n in (width, height)]
-    fine = [jnp.arange(2 * n + len(SYM6) - 2) / 2 - PEAK / 2 for n in (width, height)]  # where halving looks
+    fine = [jnp.arange(2 * n + len(SYM6) - 2) / 2 - PEAK / 2 for n in (width, height)]  # pixels that halving reads
     highest = jax.lax.Precision.HIGHEST  # not TF32 or bfloat16: pixels are data
 
     def one(image, inverse):

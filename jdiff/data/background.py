@@ -1,4 +1,4 @@
-"""The next chunk of data made ready by a background thread while the device works on this one."""
+"""A background thread makes the next chunk of data ready while the device works on this one."""
 
 import queue
 import threading
@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 
 
 class Prefetch:
-    """An iterator over chunks that another thread has made ready; `waited` is the seconds its consumer waited.
+    """An iterator over chunks that another thread makes ready.
 
-    Also a context manager: leaving it, or `close()`, stops the thread and closes the source.
+    It is a context manager too: leaving the block, or `close()`, stops the thread and closes the source. `waited` is
+    the number of seconds for which its consumer has waited.
     """
 
     def __init__(self, chunks: Iterable, place: Callable | None = None, ahead: int = 1):
@@ -17,7 +18,7 @@ class Prefetch:
             raise ValueError(f"prefetch keeps at least 1 chunk ready; got ahead={ahead}")
         self.waited = 0.0
         self._ready, self._slots, self._stop = queue.SimpleQueue(), threading.Semaphore(ahead), threading.Event()
-        # the thread knows nothing of self, so that a forgotten iterator is collected, and stops it
+        # the thread has no reference to self, so a forgotten iterator is collected, and then stops the thread
         work = (chunks, place, self._ready, self._slots, self._stop)
         self._thread = threading.Thread(target=_work, args=work, daemon=True, name="jdiff-prefetch")
         self._thread.start()
@@ -48,7 +49,7 @@ class Prefetch:
             self._halt()
 
     def close(self) -> None:
-        """Stop reading; returns when the thread has finished the chunk it is at and closed the source."""
+        """Stop reading; return when the thread has finished its current chunk and closed the source."""
         self._halt()
         self._thread.join()
 
@@ -58,15 +59,21 @@ class Prefetch:
 
 
 def prefetch(chunks: Iterable, place: Callable | None = None, ahead: int = 1) -> Prefetch:
-    """Run `chunks` in a background thread, `place` (such as `jax.device_put`) applied there, `ahead` of them ready.
+    """Read `chunks` in a background thread; errors of the source are raised in the consumer, in their turn.
 
-    Errors of the source are raised in the consumer, in their turn. Raises ValueError unless ahead >= 1.
+    Args:
+        chunks: the source.
+        place: what the thread does with each chunk, such as `jax.device_put`; None for nothing.
+        ahead: how many chunks are kept ready.
+
+    Raises:
+        ValueError: ahead is below 1.
     """
     return Prefetch(chunks, place, ahead)
 
 
 def _work(chunks, place, ready, slots, stop) -> None:
-    """Fill `ready` with (chunk, None), and at the end one (None, error)."""
+    """Put (chunk, None) into `ready` for each chunk, and (None, error) at the end."""
     error = StopIteration()
     try:
         iterator = iter(chunks)

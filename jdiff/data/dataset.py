@@ -1,4 +1,4 @@
-"""What a data set is; and the one that lies in memory."""
+"""Data sets in memory, and what all kinds of data sets share: batches, errors, the numbers of the model."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -13,16 +13,19 @@ from jdiff.data.order import batch_indices, own_rows
 
 
 class DataError(ValueError):
-    """Data cannot be read as asked; the message is one line: what was wrong, what was expected, what to do."""
+    """Data cannot be read as asked; the message is one line that says what is wrong, and what to do."""
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
 
 
 class Batches(NamedTuple):
-    """Consecutive batches, as stored: x (count, rows, ...), labels (count, rows) int32 or None.
+    """Consecutive batches, as they are stored.
 
-    `state` is the position after the last of them, JSON-able, where the source needs one to go on; else None.
+    Args:
+        x: samples (count, rows, ...).
+        labels: classes (count, rows) int32, or None.
+        state: the position after the last batch, as JSON can hold it, if the source needs one to go on; else None.
     """
 
     x: np.ndarray
@@ -32,9 +35,17 @@ class Batches(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A training set and a held-out set in memory, as stored: images uint8 (N, H, W, C), planes float32 (N, D).
+    """A training set and a held-out set in memory.
 
-    Labels are int32 (N,), or None. The model sees images scaled to [-1, 1], and planes as they are.
+    The model sees images scaled to [-1, 1], and points as they are.
+
+    Args:
+        name: its name.
+        x: the training samples: images uint8 (N, H, W, C), or points float32 (N, D).
+        labels: their classes int32 (N,), or None.
+        held_x: the held-out samples, of the same kind.
+        held_labels: their classes, or None.
+        classes: the number of classes, 0 for none.
     """
 
     name: str
@@ -62,11 +73,11 @@ class Dataset:
         return len(self.x)
 
     def to_model(self, x) -> jax.Array:
-        """Stored numbers to the model's, float32: images from 0..255 to [-1, 1]; on the device, also under jit."""
+        """Stored numbers as the model sees them, float32; it runs on the device and under jit."""
         return to_model(x, self.is_image)
 
     def to_data(self, x) -> np.ndarray:
-        """The model's numbers to stored ones: images clipped and rounded to uint8, planes float32."""
+        """The model's numbers as they are stored: images clipped and rounded to uint8, points float32."""
         return to_data(x, self.is_image)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
@@ -76,10 +87,17 @@ class Dataset:
     def read(
         self, seed: int, batch: int, visits: Iterable[tuple[int, int]], rows: slice = slice(None), state: Any = None
     ) -> Iterator[Batches]:
-        """For each (start, count) of `visits`, batches start, ..., start + count - 1 of the endless shuffled stream.
+        """Read batches of the endless shuffled stream; batch k is a function of (seed, batch, k) alone.
 
-        Batch k is a function of (seed, batch, k) alone. `rows` is the slice of each batch that this process takes.
-        Raises ValueError for fewer samples than a batch.
+        Args:
+            seed: the seed of the order.
+            batch: the samples of a global batch.
+            visits: pairs (start, count); each yields batches start, ..., start + count - 1.
+            rows: the slice of each batch that this process reads.
+            state: the position that a stream was saved at; not used here.
+
+        Raises:
+            ValueError: there are fewer samples than a batch, or `rows` takes none.
         """
         del state  # the order is a function of the step
         own_rows(rows, batch)
@@ -90,18 +108,18 @@ class Dataset:
 
 
 def to_model(x, is_image: bool) -> jax.Array:
-    """Stored numbers to the model's, float32: images from 0..255 to [-1, 1]."""
+    """Stored numbers as the model sees them, float32: images go from 0..255 to [-1, 1]."""
     return jnp.asarray(x, jnp.float32) / 127.5 - 1 if is_image else jnp.asarray(x, jnp.float32)
 
 
 def to_data(x, is_image: bool) -> np.ndarray:
-    """The model's numbers to stored ones: images clipped and rounded to uint8, planes float32."""
+    """The model's numbers as they are stored: images clipped and rounded to uint8, points float32."""
     x = np.asarray(x, np.float32)
     return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8) if is_image else x
 
 
 def moments(x: np.ndarray, is_image: bool, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, std) over the rows of stored samples, in the model's numbers."""
+    """(mean, std) over the rows of stored samples, in the model's numbers; `chunk` rows are added at once."""
     # sums of 256 squared pixels stay below 2^24: exact in float32
     kind = np.float32 if is_image else np.float64
     total, square = np.zeros(x.shape[1:]), np.zeros(x.shape[1:])

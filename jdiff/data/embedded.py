@@ -1,4 +1,4 @@
-"""The data sets that scikit-learn ships or makes: no download."""
+"""Data sets that scikit-learn contains or makes, so nothing is downloaded."""
 
 import numpy as np
 
@@ -9,9 +9,16 @@ from jdiff.data.registry import register_dataset
 
 @register_dataset
 def digits(held_out: float = 0.2, seed: int = 0) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, 8x8 real scans with 17 grey levels, split by class.
+    """scikit-learn's 1,797 handwritten digits: scans of 8x8 pixels with 17 grey levels, in 10 classes.
 
-    uint8 (N, 8, 8, 1), grey level g of 0..16 stored as round(255 g / 16). Raises ValueError unless 0 < held_out < 1.
+    Samples are uint8 (N, 8, 8, 1); the grey level g of 0..16 is stored as round(255 g / 16).
+
+    Args:
+        held_out: the share of each class that is held out.
+        seed: the seed of the draw of those.
+
+    Raises:
+        ValueError: held_out is not between 0 and 1.
     """
     with needs("jdiff.data needs"):
         from sklearn.datasets import load_digits

@@ -1,4 +1,4 @@
-"""Arrays in a file: .npz with samples and perhaps labels, or .npy."""
+"""Data sets from arrays in a file: .npz with samples and perhaps labels, or .npy with samples."""
 
 from pathlib import Path
 
@@ -22,13 +22,23 @@ def arrays(
     classes: int | None = None,
     cache: int = CACHE,
 ) -> Dataset:
-    """Samples of a .npy file, or of a .npz file under x, images, samples or arr_0.
+    """The samples of a .npy file, or of a .npz file under x, images, samples or arr_0.
 
-    Images are uint8 (N, H, W, C), C in 1 to 4, or (N, H, W), read as C = 1; planes are floats (N, D). Labels (N,), of
-    whole numbers from 0, are looked for in a .npz under labels, label, y or arr_1 unless labels=False. `classes` is
-    their number; without it the largest label tells it, and more than 1,000 classes are then refused if fewer than half
-    of them occur. A share `held_out` is set aside. A .npy is mapped: do not cut it short while it is in use. A packed
-    .npz that takes more than `cache` bytes and 100 times its own size is refused. Raises DataError for anything else.
+    Images are uint8 (N, H, W, C) with C from 1 to 4, or (N, H, W), which is read as C = 1. Points are floats (N, D).
+    Labels are whole numbers (N,) from 0, in a .npz under labels, label, y or arr_1. A .npy is mapped and not read: do
+    not cut it short while it is in use.
+
+    Args:
+        path: the file.
+        held_out: the share of the samples that is held out.
+        seed: the seed of the draw of those.
+        labels: whether labels are read.
+        classes: the number of classes. Without it the largest label tells it, and then more than 1,000 classes of which
+            fewer than half occur are refused.
+        cache: a packed .npz that takes more than these bytes, and more than 100 times its own size, is refused.
+
+    Raises:
+        DataError: the file is not there, damaged, or holds anything else.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -46,7 +56,7 @@ def arrays(
 
 
 def _open(path: Path, of_labels: tuple[str, ...], cache: int):
-    """(samples, labels or None) as they are in the file; a .npy is mapped, not read."""
+    """(samples, labels or None) as they are in the file; a .npy is mapped and not read."""
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"PK"
@@ -99,7 +109,7 @@ def _checked_labels(labels: np.ndarray, n: int, path: Path) -> np.ndarray:
 
 
 def _count(labels: np.ndarray | None, classes: int | None, path: Path) -> int:
-    """The number of classes. Raises DataError where one stray label would make a network of thousands."""
+    """The number of classes. Raises DataError where one stray label would make thousands of classes."""
     if labels is None:
         if classes:
             raise DataError(f"arrays: classes={classes}, and {path} has no labels that are read")

@@ -1,4 +1,4 @@
-"""A folder of images, of any size, decoded as they are read or kept in memory."""
+"""Data sets from a folder of images of any size, which are decoded as they are read or kept in memory."""
 
 import os
 import warnings
@@ -31,13 +31,25 @@ def folder(
     cache: int = CACHE,
     threads: int = 4,
 ) -> Records:
-    """The png, jpg, jpeg and webp images under a folder: their central squares, resized to `size`.
+    """The png, jpg, jpeg and webp images under a folder: their central squares, resized.
 
-    The class of an image is its first-level sub-folder, in alphabetical order; images that lie flat, or all in one
-    sub-folder, have none, nor has any with labels=False. Modes: see `images.to_array`. A share `held_out` is set
-    aside. Sets of at most `cache` bytes are kept in memory. A corrupt image is named, and reading stops there; with
-    corrupt="skip" all are tried at the start, those that cannot be read left out, and counted in one warning.
-    Raises DataError for a folder without images, or with images both beside and inside sub-folders.
+    The class of an image is its first-level sub-folder, in alphabetical order. Images have no class if they lie in the
+    folder itself, or all in one sub-folder.
+
+    Args:
+        path: the folder; links are followed.
+        size: the side of the samples, in pixels.
+        channels: 3 for colour, 1 for grey (modes of files: see `images.to_array`).
+        labels: whether the sub-folders are classes.
+        held_out: the share of the images that is held out.
+        seed: the seed of the draw of those.
+        corrupt: "stop": an image that cannot be read is an error when it is read. "skip": all images are tried at the
+            start, those that cannot be read are left out, and a warning says how many.
+        cache: a set of at most these bytes is kept in memory.
+        threads: how many threads decode.
+
+    Raises:
+        DataError: there are no images, or there are images both beside and inside sub-folders.
     """
     if size < 1 or channels not in (1, 3) or corrupt not in ("stop", "skip") or threads < 1:
         raise DataError(
@@ -80,31 +92,33 @@ def _files(root: Path) -> list[Path]:
     """All images under a folder, links followed, in an order that does not depend on the file system."""
     if not root.is_dir():
         raise DataError(f"folder: {root} is no directory; expected one with images in it or in its sub-folders")
-    found, again = [], []
-    for where, names in _walk(root, again):
+    found, repeated = [], []
+    for where, names in _walk(root, repeated):
         found += [where / name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-    if again:
-        count = f"{len(again):,} links" if len(again) > 1 else "a link"
-        warnings.warn(f"folder: {count} in {root} to folders read before left out, the first {again[0]}", stacklevel=3)
+    if repeated:
+        count = f"{len(repeated):,} links" if len(repeated) > 1 else "a link"
+        text = f"folder: {count} in {root} to folders read before left out, the first {repeated[0]}"
+        warnings.warn(text, stacklevel=3)
     if not found:
         raise DataError(f"folder: no images in {root}; expected files ending in {', '.join(SUFFIXES)}")
     return sorted(found)
 
 
-def _walk(root: Path, again: list[Path]) -> Iterator[tuple[Path, list[str]]]:
-    """(folder, names of its files) of every folder under a root, once, at its own place before any link to it.
+def _walk(root: Path, repeated: list[Path]) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files) of every folder under a root, once, under its own name before any link to it.
 
-    Links to folders seen before, of which there are endless ones where a link leads up, are put into `again`.
+    Links to folders that were visited before are appended to `repeated` and not followed: where a link leads up, there
+    is no end to them.
     """
-    seen, starts = set(), [root]
+    visited, starts = set(), [root]
     for start in starts:  # which grows
         for where, below, names in os.walk(start):
-            place = os.stat(where)
-            if (place.st_dev, place.st_ino) in seen:
-                again.append(Path(where))
+            status = os.stat(where)
+            if (status.st_dev, status.st_ino) in visited:
+                repeated.append(Path(where))
                 below.clear()
                 continue
-            seen.add((place.st_dev, place.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             below.sort()
             starts += [Path(where, name) for name in below if os.path.islink(os.path.join(where, name))]
             yield Path(where), names

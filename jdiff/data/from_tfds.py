@@ -1,4 +1,4 @@
-"""Sets of TensorFlow Datasets, prepared as array_record: read without TensorFlow."""
+"""Sets of TensorFlow Datasets that are prepared as array_record; they are read without TensorFlow."""
 
 import contextlib
 from pathlib import Path
@@ -29,12 +29,24 @@ def tfds(
     cache: int = CACHE,
     threads: int = 4,
 ) -> Records:
-    """A set of images of TensorFlow Datasets, such as "cifar10", prepared before as array_record in `data_dir`.
+    """A set of images of TensorFlow Datasets, such as "cifar10"; nothing is downloaded.
 
-    `split` may be a slice, "train[:90%]". `image` and `label` name features; label=None is a set without classes.
-    With `size`, the central square (of side `crop`, else the largest) is resized to it; then `pad` black pixels are
-    added on every side. Sets of at most `cache` bytes are kept in memory, others decoded by `threads` as they are
-    read. Nothing is downloaded: raises DataError with the command that prepares the set, if it is absent.
+    Args:
+        name: the name of the set.
+        split: the training split, which may be a slice: "train[:90%]".
+        held_split: the split that is held out; None for no samples.
+        data_dir: where sets are prepared as array_record; None for the default of TensorFlow Datasets.
+        image: the feature that is the image.
+        label: the feature that is the class; None for a set without classes.
+        size: resize the central square to this side; None keeps images as they are.
+        crop: the side of that square; None for the largest.
+        pad: then add so many black pixels on every side.
+        channels: 3 for colour, 1 for grey; None for those of the set.
+        cache: a set of at most these bytes is kept in memory; others are decoded as they are read.
+        threads: how many threads decode.
+
+    Raises:
+        DataError: the set is not prepared (the message has the command that prepares it), or an argument does not fit.
     """
     if threads < 1 or pad < 0 or (crop is not None and size is None):
         raise DataError(
@@ -46,10 +58,10 @@ def tfds(
     shape = (shape[0] + 2 * pad, shape[1] + 2 * pad, channels)
 
     def open_split(split):
-        from tensorflow_datasets import decode as how
+        import tensorflow_datasets as library
 
         try:
-            raw = how.DeserializeMethod.RAW_BYTES
+            raw = library.decode.DeserializeMethod.RAW_BYTES
             return builder.as_data_source(split=split, deserialize_method=raw)
         except Exception as error:  # ValueError or KeyError for an unknown split, RuntimeError for a damaged file
             raise DataError(f"tfds: {name}: {' '.join(str(error).split())}") from error
@@ -140,7 +152,7 @@ def _builder(name: str, data_dir: str | None):
 
 
 def _check_files(directory: Path) -> None:
-    """Raise DataError for a prepared set whose files would make TFDS wait for ever, or import what they name."""
+    """Raise DataError if the files of a prepared set would make TFDS wait for ever, or import code that they name."""
     for path in sorted(directory.rglob("*")):
         if path.is_dir():
             continue
@@ -155,18 +167,18 @@ def _check_files(directory: Path) -> None:
 
 
 def _kinds(features) -> set[str]:
-    """The names of Python classes in a features.json, of today's form and of that before."""
+    """The names of Python classes in a features.json, of the current form and of the one before."""
     if isinstance(features, list):
         return set().union(*map(_kinds, features))
     if not isinstance(features, dict):
         return set()
-    own = [features.get("pythonClassName"), features.get("type") if "content" in features else None]
-    return {kind for kind in own if isinstance(kind, str)}.union(*map(_kinds, features.values()))
+    named = [features.get("pythonClassName"), features.get("type") if "content" in features else None]
+    return {kind for kind in named if isinstance(kind, str)}.union(*map(_kinds, features.values()))
 
 
 @contextlib.contextmanager
 def _quiet():
-    """Without the warnings of TFDS, which come beside the one line that says what is wrong."""
+    """Silence the warnings of TFDS: one line says what is wrong, and they would come beside it."""
     from absl import logging
 
     before = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""One image of any mode, orientation and size, as uint8 of one shape."""
+"""Images of any mode, orientation and size as uint8 arrays of one shape."""
 
 import io
 
@@ -6,14 +6,23 @@ import numpy as np
 
 from jdiff.core.extras import needs
 
-PIXELS = 178_956_970  # of the largest image that is decoded; Pillow's own limit, unless a program has changed that
+PIXELS = 178_956_970  # the largest image that is decoded; Pillow has the same limit, which any program may change
 
 
 def to_array(image, size: int | None = None, channels: int = 3, crop: int | None = None) -> np.ndarray:
-    """A Pillow image as uint8 (H, W, channels): upright, in colour (3) or grey (1), square of `size` unless None.
+    """A Pillow image as an upright uint8 array (H, W, channels).
 
-    The central square (of side `crop`, else the largest) is resized with Pillow's bicubic filter, which is
-    antialiased, see Parmar et al. 2022 (2104.11222). Transparency is laid over white; 16-bit grey is scaled to 8.
+    Transparent images are laid over white, and 16-bit grey is scaled to 8 bits. The resizing filter is Pillow's bicubic
+    one, which is antialiased.
+
+    Args:
+        image: the Pillow image.
+        size: resize the central square to this side; None keeps the image as it is.
+        channels: 3 for colour, 1 for grey.
+        crop: the side of that square; None for the largest.
+
+    Reference:
+        On filters: Parmar et al. 2022, arXiv:2104.11222.
     """
     with needs("jdiff.data needs"):
         from PIL import Image, ImageOps
@@ -45,9 +54,11 @@ def _eight_bit(image):
 
 
 def from_bytes(content: bytes, size: int | None = None, channels: int = 3, crop: int | None = None) -> np.ndarray:
-    """The image in the bytes of a file, see `to_array`.
+    """The image in the bytes of a PNG, JPEG or WebP file; for the arguments see `to_array`.
 
-    Raises ValueError if they are damaged, no image, or one of more than `PIXELS`, which need not have many bytes.
+    Raises:
+        ValueError: the bytes are damaged, no such image, or an image of more than `PIXELS` pixels, which may have few
+            bytes.
     """
     with needs("jdiff.data needs"):
         from PIL import Image

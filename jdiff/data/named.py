@@ -1,4 +1,4 @@
-"""Sets of the literature by name, with the split, crop and size that its papers use."""
+"""Data sets of the literature by name, with the split, crop and size that papers use."""
 
 from jdiff.data.dataset import DataError
 from jdiff.data.from_tfds import tfds
@@ -29,18 +29,18 @@ def celeba(
     data_dir: str | None = None, size: int = 64, crop: int = 140, cache: int = CACHE, threads: int = 4
 ) -> Records:
     """202,599 faces of 178x218: the central 140x140 resized, as in score-SDE (2011.13456). Liu et al. (1411.7766)."""
-    how = dict(held_split="validation", label=None, size=size, crop=crop)
-    return tfds("celeb_a", data_dir=data_dir, cache=cache, threads=threads, **how)
+    settings = dict(held_split="validation", label=None, size=size, crop=crop)
+    return tfds("celeb_a", data_dir=data_dir, cache=cache, threads=threads, **settings)
 
 
 @register_dataset
 def imagenet64(data_dir: str | None = None, size: int = 64, cache: int = CACHE, threads: int = 8) -> Records:
     """ImageNet's 1,281,167 photographs of 1,000 classes, their central squares resized. Russakovsky et al. (1409.0575).
 
-    From TFDS's imagenet2012, whose archives have to be put into its download directory by hand.
+    It is TFDS's imagenet2012, whose archives must be put into its download directory by hand.
     """
-    how = dict(held_split="validation", size=size)
-    return tfds("imagenet2012", data_dir=data_dir, cache=cache, threads=threads, **how)
+    settings = dict(held_split="validation", size=size)
+    return tfds("imagenet2012", data_dir=data_dir, cache=cache, threads=threads, **settings)
 
 
 def _padding(size: int) -> int:

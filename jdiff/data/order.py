@@ -1,4 +1,4 @@
-"""The order of the data, as a function of the step: so a resumed run needs nothing but its step."""
+"""The order of the data is a function of the step, so a resumed run needs nothing but its step."""
 
 import functools
 
@@ -6,10 +6,22 @@ import numpy as np
 
 
 def batch_indices(n: int, batch: int, seed: int, start: int, count: int) -> np.ndarray:
-    """Rows of batches start, ..., start + count - 1 of the endless reshuffled stream; int32 (count, batch).
+    """The rows of batches start, ..., start + count - 1 of the endless reshuffled stream.
 
-    Epoch e visits every one of the n rows once, in an order drawn from (seed, e); batches run over the seams.
-    Raises ValueError if the set has fewer rows than a batch.
+    Epoch e visits each of the n rows once, in an order drawn from (seed, e). A batch may begin in one epoch and end in
+    the next.
+
+    Args:
+        n: the number of rows of the set.
+        batch: the rows of a batch.
+        seed: the seed of the order.
+        start, count: which batches.
+
+    Returns:
+        Rows (count, batch), int32.
+
+    Raises:
+        ValueError: the set has fewer rows than a batch.
     """
     if not 0 < batch <= n:
         raise ValueError(
@@ -30,16 +42,21 @@ def _epoch(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def own_rows(rows: slice, batch: int) -> range:
-    """The rows of a global batch that `rows` takes. Raises ValueError if it takes none, or is no slice."""
+    """The rows of a global batch that the slice `rows` takes.
+
+    Raises:
+        ValueError: it takes none, or is no slice.
+    """
     if not isinstance(rows, slice) or not range(batch)[rows]:
         raise ValueError(f"rows is the slice of a batch that this process reads; got {rows!r} of {batch} rows")
     return range(batch)[rows]
 
 
 def hold_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training rows, held-out rows) of n, each ascending, a share held out by a draw from the seed.
+    """(training rows, held-out rows), each ascending: a share of n rows, drawn from the seed, is held out.
 
-    Raises ValueError unless 0 <= share < 1.
+    Raises:
+        ValueError: the share is outside [0, 1).
     """
     if not 0 <= share < 1:
         raise ValueError(f"held_out is a share of the data, at least 0 and less than 1; got {share}")
@@ -49,5 +66,9 @@ def hold_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spread(n: int, most: int) -> np.ndarray:
-    """At most so many of n rows, evenly spaced, ascending."""
+    """At most `most` of n rows, evenly spaced, ascending.
+
+    >>> spread(7, 3)
+    array([0, 3, 6])
+    """
     return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)

@@ -1,4 +1,4 @@
-"""A data set that is decoded as it is read, in the order in which one in memory is read."""
+"""Data sets that are decoded as they are read, in the same order as data sets in memory."""
 
 import dataclasses
 import functools
@@ -14,16 +14,23 @@ from jdiff.data.dataset import Batches, DataError, Dataset, moments, to_data, to
 from jdiff.data.order import batch_indices, own_rows, spread
 
 Take = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
-CACHE = 2**30  # bytes a training set may take in memory, unless told otherwise
-HELD = 10_000  # held-out samples kept in memory at most
+CACHE = 2**30  # a training set of at most so many bytes is kept in memory, unless told otherwise
+HELD = 10_000  # at most so many held-out samples are kept in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """A set of images that are decoded on demand: `take(rows (n,)) -> (x (n, H, W, C) uint8, labels (n,) or None)`.
+    """A set of images that are decoded on demand; reading it needs grain.
 
-    With `in_memory` all are decoded on first use, and kept. `held()` makes the held-out (x, labels). `take` is called
-    by several threads at once. Reading needs grain.
+    Args:
+        name: its name.
+        size: the number of training samples.
+        shape: the shape of a sample, (H, W, C).
+        take: `rows (n,) -> (x (n, H, W, C) uint8, labels (n,) or None)`; several threads call it at once.
+        held: makes the held-out (x, labels).
+        classes: the number of classes, 0 for none.
+        in_memory: decode all samples on first use and keep them.
+        threads: how many threads decode.
     """
 
     name: str
@@ -39,7 +46,11 @@ class Records:
 
     @functools.cached_property
     def stored(self) -> Dataset:
-        """The whole set, decoded. Raises DataError if it is too large to be kept in memory."""
+        """The whole training set, decoded.
+
+        Raises:
+            DataError: it is too large to be kept in memory.
+        """
         if not self.in_memory:
             gib = self.size * np.prod(self.shape) / 2**30
             raise DataError(f"{self.name} takes {gib:.1f} GiB in memory, more than its cache; read it, or raise cache=")
@@ -71,21 +82,21 @@ class Records:
         return self._held[1]
 
     def to_model(self, x) -> jax.Array:
-        """0..255 to [-1, 1], float32; on the device, also under jit."""
+        """Numbers from 0..255 to [-1, 1], float32; it runs on the device and under jit."""
         return to_model(x, True)
 
     def to_data(self, x) -> np.ndarray:
-        """[-1, 1] to uint8, clipped and rounded."""
+        """Numbers from [-1, 1] to uint8, clipped and rounded."""
         return to_data(x, True)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """(mean, std) of the training set in the model's numbers; of 4,096 evenly spaced samples if not in memory."""
+        """(mean, std) of the training set in the model's numbers; of 4,096 samples if it is not in memory."""
         return self.stored.moments() if self.in_memory else moments(self.take(spread(self.size, 4096))[0], True)
 
     def read(
         self, seed: int, batch: int, visits: Iterable[tuple[int, int]], rows: slice = slice(None), state: Any = None
     ) -> Iterator[Batches]:
-        """As `Dataset.read`, with the same batches, decoded ahead of their use by threads."""
+        """Read the same batches as `Dataset.read`; threads decode them before they are needed."""
         if self.in_memory:
             return self.stored.read(seed, batch, visits, rows)
         return self._stream(seed, batch, visits, rows)
@@ -108,7 +119,7 @@ class Records:
                 batches.close()
 
     def _batches(self, seed: int, batch: int, rows: slice, start: int):
-        """Batches start, start + 1, ... without end, this process's rows of them, read ahead by Grain."""
+        """This process's rows of batches start, start + 1, ... without end, read ahead by Grain."""
         with needs("jdiff.data needs"):
             import grain
 
@@ -120,7 +131,7 @@ class Records:
 
 
 def decode(take: Take, rows: np.ndarray, shape: tuple[int, ...], threads: int, chunk: int = 256):
-    """(x (n, ...) uint8, labels (n,) or None) of many rows, by several threads."""
+    """(x (n, ...) uint8, labels (n,) or None) of many rows, decoded by several threads, `chunk` rows at a time."""
     x, labels = np.empty((len(rows), *shape), np.uint8), [None] * -(-len(rows) // chunk)
 
     def fill(i):
@@ -133,5 +144,5 @@ def decode(take: Take, rows: np.ndarray, shape: tuple[int, ...], threads: int, c
 
 
 def fits(size: int, shape: tuple[int, ...], cache: int) -> bool:
-    """Whether so many samples take at most `cache` bytes."""
+    """Whether `size` samples of a shape take at most `cache` bytes."""
     return size * int(np.prod(shape)) <= cache

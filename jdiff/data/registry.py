@@ -1,4 +1,4 @@
-"""Data sets by name: `@register_dataset` on a function that returns one. Any file that is imported can add its own."""
+"""Data sets by name: `@register_dataset` adds a function that makes one, in any file that is imported."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,11 @@ DATASETS: dict[str, Callable[..., Any]] = {}
 
 
 def register_dataset(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Register `make(**args) -> data set` under its own name, for configs. Raises ValueError if the name is taken."""
+    """Register `make(**args) -> data set` under the name of the function, for configs.
+
+    Raises:
+        ValueError: the name is taken.
+    """
     name = make.__name__
     if name in DATASETS and DATASETS[name].__module__ != make.__module__:
         raise ValueError(f"a data set named {name!r} is registered already, by {DATASETS[name].__module__}")
@@ -18,7 +22,11 @@ def register_dataset(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load(name: str, /, **args):
-    """The named data set. Raises ValueError for an unknown name, listing the valid ones."""
+    """The named data set.
+
+    Raises:
+        ValueError: the name is unknown; the message lists all names.
+    """
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}{did_you_mean(name, DATASETS)}; one of {', '.join(DATASETS)}")
     return DATASETS[name](**args)

@@ -14,12 +14,19 @@ from jdiff.data.order import own_rows
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A data set over `make(seed) -> grain.IterDataset`, an endless stream of single samples.
+    """A data set that can only be read forwards: an endless stream of single samples.
 
-    `decode(element) -> (x, label)`, label None without classes, is called only for the rows that a process keeps, so
-    work put there is not done twice; without it elements are such pairs, or x alone. Every process reads the whole
-    stream: so the saved position is the same in all of them, whatever their number. x is uint8 (H, W, C), or float32.
-    `size`, the samples of an epoch, is for reports.
+    Every process reads the whole stream, so the saved position is the same in all of them, whatever their number.
+
+    Args:
+        name: its name.
+        make: `(seed) -> grain.IterDataset`, the stream.
+        shape: the shape of a sample; images (H, W, C) are uint8, all else is float32.
+        size: the samples of an epoch, for reports.
+        classes: the number of classes, 0 for none.
+        decode: `(element) -> (x, label)`, label being None without classes. It is called only for the rows that a
+            process keeps, so work belongs there. Without it, elements are such pairs, or x alone.
+        held_x, held_labels: the held-out samples and their classes; None for no samples.
     """
 
     name: str
@@ -40,7 +47,7 @@ class Stream:
 
     @property
     def is_image(self) -> bool:
-        """Whether samples are images: (H, W, C)."""
+        """Whether samples are images (H, W, C)."""
         return len(self.shape) == 3
 
     @property
@@ -48,11 +55,11 @@ class Stream:
         return np.uint8 if self.is_image else np.float32
 
     def to_model(self, x) -> jax.Array:
-        """Stored numbers to the model's, float32: images from 0..255 to [-1, 1]; on the device, also under jit."""
+        """Stored numbers as the model sees them, float32; it runs on the device and under jit."""
         return to_model(x, self.is_image)
 
     def to_data(self, x) -> np.ndarray:
-        """The model's numbers to stored ones: images clipped and rounded to uint8, planes float32."""
+        """The model's numbers as they are stored: images clipped and rounded to uint8, points float32."""
         return to_data(x, self.is_image)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
@@ -63,12 +70,18 @@ class Stream:
     def read(
         self, seed: int, batch: int, visits: Iterable[tuple[int, int]], rows: slice = slice(None), state: Any = None
     ) -> Iterator[Batches]:
-        """As `Dataset.read`; each chunk carries the position after its last batch, to be given back as `state`.
+        """Read batches as `Dataset.read` does; the state of each chunk is the position after its last batch.
 
-        Without `state`, batches before the first asked for are read and thrown away. Raises DataError if the stream
-        ends, if a sample is not of `shape`, or if `state` belongs to another place.
+        Without `state`, the batches before the first one asked for are read and thrown away.
+
+        Args:
+            seed, batch, visits, rows: as in `Dataset.read`.
+            state: the state of the chunk after which reading goes on.
+
+        Raises:
+            DataError: the stream ends, a sample is not of `shape`, or `state` belongs to another position.
         """
-        own, iterator, position = set(own_rows(rows, batch)), iter(self.make(seed)), 0
+        kept_rows, iterator, position = set(own_rows(rows, batch)), iter(self.make(seed)), 0
         if state is not None:
             position = state["batch"]
             iterator.set_state(state["iterator"])
@@ -76,27 +89,27 @@ class Stream:
             for start, count in visits:
                 if start < position or (state is not None and start != position):
                     raise DataError(f"{self.name}: batch {start} was asked for, but its stream is at batch {position}")
-                self._pull(iterator, (start - position) * batch, ())
-                samples = self._pull(iterator, count * batch, own, batch)
+                self._next_samples(iterator, (start - position) * batch, ())
+                samples = self._next_samples(iterator, count * batch, kept_rows, batch)
                 x, labels = zip(*samples, strict=True)
                 position = start + count
                 yield Batches(
-                    np.stack(x).reshape(count, len(own), *self.shape),
-                    np.array(labels, np.int32).reshape(count, len(own)) if self.classes else None,
+                    np.stack(x).reshape(count, len(kept_rows), *self.shape),
+                    np.array(labels, np.int32).reshape(count, len(kept_rows)) if self.classes else None,
                     dict(batch=position, iterator=_plain(iterator.get_state())),
                 )
         finally:
             iterator.close()
 
-    def _pull(self, iterator, n: int, own, batch: int = 1) -> list:
-        """The next n samples; those kept that are in the rows `own` of their batch."""
+    def _next_samples(self, iterator, n: int, kept_rows, batch: int = 1) -> list:
+        """Of the next n samples, those in the rows `kept_rows` of their batch."""
         kept = []
         for i in range(n):
             try:
                 element = next(iterator)
             except StopIteration:
                 raise DataError(f"{self.name}: the stream ended; make it endless, as with .repeat()") from None
-            if i % batch in own:
+            if i % batch in kept_rows:
                 kept.append(self._sample(element))
         return kept
 
@@ -115,7 +128,7 @@ class Stream:
 
 
 def _plain(state):
-    """The state as it will be after a checkpoint, and apart from the iterator's own."""
+    """The state as it is after a round trip through JSON, sharing nothing with the iterator."""
     try:
         return json.loads(json.dumps(state))
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""Images into a set of TensorFlow Datasets, as array_record, without TensorFlow."""
+"""Write images as a set of TensorFlow Datasets, as array_record, without TensorFlow."""
 
 import io
 from collections.abc import Iterable
@@ -11,10 +11,21 @@ from jdiff.data.dataset import DataError
 
 
 def write_tfds(name: str, data_dir, shape: tuple[int, int, int], classes: int, **splits: Iterable) -> Path:
-    """Write `data_dir/name/1.0.0`, read by `tfds(name, data_dir=data_dir)`; returns that directory.
+    """Write `data_dir/name/1.0.0`, which `tfds(name, data_dir=data_dir)` reads.
 
-    Each split is an iterable of (image uint8 of `shape`, label), or of images where classes is 0; stored losslessly, as
-    PNG, in the order given. Raises DataError for an image or a label that is neither.
+    Args:
+        name: the name of the set.
+        data_dir: the directory of sets.
+        shape: the shape of an image, (H, W, C).
+        classes: the number of classes, 0 for none.
+        **splits: for each split, an iterable of pairs (image uint8, label), or of images if there are no classes. They
+            are stored without loss, as PNG, in the order given.
+
+    Returns:
+        The directory that was written.
+
+    Raises:
+        DataError: an image has another shape or dtype, or a label is none of the classes.
     """
     with needs("jdiff.data needs"):
         import tensorflow_datasets as library

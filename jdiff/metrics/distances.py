@@ -1,12 +1,22 @@
-"""Frechet, sliced Wasserstein and nearest-neighbour distances between sets of points (N, D)."""
+"""Distances between sets of points (N, D): Frechet, sliced Wasserstein and nearest neighbour."""
 
 import numpy as np
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)): the squared W2 distance of the fitted Gaussians.
+    """The squared W2 distance of fitted Gaussians: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
 
-    Heusel et al. 2017, arXiv:1706.08500, eq. 6. a: (N, D), b: (M, D), features.
+    >>> frechet(np.array([[0.0], [2.0]]), np.array([[3.0], [5.0]]))  # equal covariances, means 3 apart
+    9.0
+
+    Args:
+        a, b: features (N, D) and (M, D).
+
+    Raises:
+        ValueError: they have other shapes.
+
+    Reference:
+        Heusel et al. 2017, arXiv:1706.08500, eq. 6.
     """
     a, b = _points(a, b)
     Ca, Cb = (np.atleast_2d(np.cov(x.T)) for x in (a, b))
@@ -17,9 +27,18 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray, slices: int = 256, seed: int = 0) -> float:
-    """(mean over directions of W2^2 of the projections)^(1/2), for sets of the same size, (N, D) each.
+    """The sliced Wasserstein distance: the root of the mean over directions of W2^2 of the projections.
 
-    In the plane the directions are evenly spaced, else drawn from `seed`.  Bonneel et al. 2015.
+    Args:
+        a, b: points (N, D) each.
+        slices: the number of directions; in the plane they are evenly spaced, else they are drawn.
+        seed: the seed of that draw.
+
+    Raises:
+        ValueError: the sets differ in size, or have other shapes.
+
+    Reference:
+        Bonneel et al. 2015, Journal of Mathematical Imaging and Vision 51.
     """
     a, b = _points(a, b)
     if len(a) != len(b):
@@ -34,7 +53,7 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, slices: int = 256, seed: in
 
 
 def nearest_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The Euclidean distance from each point of a (N, D) to its nearest in b (M, D), (N,)."""
+    """The Euclidean distances (N,) from each point of a (N, D) to the nearest point of b (M, D)."""
     a, b = _points(a, b)
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     return np.sqrt(np.maximum(squares.min(1), 0))

@@ -1,4 +1,4 @@
-"""A classifier that judges samples: whether they show the class asked for, and features in which to compare them."""
+"""A classifier that judges samples: it tells their class, and gives features in which sets can be compared."""
 
 import dataclasses
 from pathlib import Path
@@ -17,13 +17,21 @@ from jdiff.train.step import init_state, make_train_loop, make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """A ResNet with its variables, for images in the model's numbers, (N, H, W, C)."""
+    """A ResNet with its variables, for images (N, H, W, C) in the model's numbers."""
 
     model: ResNet
     variables: Any
 
     def look(self, x: np.ndarray, batch: int = 250) -> tuple[np.ndarray, np.ndarray]:
-        """(labels (N,), features (N, D)): the likeliest class, and what the last layer sees."""
+        """The likeliest class of each image, and its features.
+
+        Args:
+            x: images (N, H, W, C) in the model's numbers.
+            batch: how many images the network gets at once.
+
+        Returns:
+            (labels (N,), features (N, D)); features are the input of the last layer.
+        """
         run = jax.jit(lambda v, x: (self.model.apply(v, x).argmax(-1), self.model.apply(v, x, method="features")))
         labels, features = [], []
         for first in range(0, len(x), batch):
@@ -35,9 +43,17 @@ class Judge:
 
 
 def fit_judge(data, steps: int = 1500, batch: int = 128, seed: int = 0, width: int = 16) -> Judge:
-    """A ResNet-18 of `width` trained on a labelled data set's training split: AdamW, the rate falling to 0.
+    """Train a ResNet-18 on the training split of a labelled data set, by AdamW with a cosine learning rate.
 
-    Raises ValueError for a data set without classes.
+    Args:
+        data: the data set, images with classes.
+        steps: the number of training steps.
+        batch: the images of a step.
+        seed: the seed of parameters and order.
+        width: the channels of the network's first stage.
+
+    Raises:
+        ValueError: the data set has no images, or no classes.
     """
     model = _model(data, width)
     variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *data.shape)))
@@ -63,14 +79,28 @@ def fit_judge(data, steps: int = 1500, batch: int = 128, seed: int = 0, width: i
 
 
 def save_judge(path, judge: Judge) -> None:
-    """Write a judge's variables as .npz. Raises ValueError for another name, OSError naming the path if that fails."""
+    """Write the variables of a judge as a .npz file.
+
+    Raises:
+        ValueError: the path does not end in .npz.
+        OSError: the file could not be written; the message names it.
+    """
     if Path(path).suffix != ".npz":
         raise ValueError(f"a judge is kept in a file NAME.npz, got {path}")
     params_file.write_params(path, judge.variables)
 
 
 def load_judge(path, data, width: int = 16) -> Judge:
-    """The judge that `save_judge` wrote. Raises CheckpointError if it is missing, damaged or of other data."""
+    """The judge that `save_judge` wrote.
+
+    Args:
+        path: the file.
+        data: the data set whose images it judges.
+        width: the width that it was trained with.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another width or data set.
+    """
     model = _model(data, width)
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *data.shape)))
     return Judge(model, params_file.load_params(path, like))

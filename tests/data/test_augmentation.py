@@ -9,7 +9,7 @@ import pytest
 from jdiff.core.keys import BatchKey
 from jdiff.data import augment, augmentation, flip
 
-NO_MAP = dict(zoom=0.0, turn=0.0, pull=0.0, axis=0.0, move=(0.0, 0.0))
+NO_MAP = dict(log_scale=0.0, rotation=0.0, log_stretch=0.0, axis=0.0, offset=(0.0, 0.0))
 
 
 def images(n=64, height=12, width=10, channels=3, seed=0):
@@ -54,7 +54,7 @@ def test_whole_pixels_move_over_a_mirrored_border():
     """By no pixels too: the identity gives the image back."""
     moves = [(0, 0), (3, 0), (0, -2), (-8, 7)]
     x = images(len(moves))
-    out = transformed(x, stacked(dict(move=tuple(map(float, move))) for move in moves))
+    out = transformed(x, stacked(dict(offset=tuple(map(float, move))) for move in moves))
     padded = np.pad(x, ((0, 0), (11, 11), (9, 9), (0, 0)), mode="reflect")
     expected = [padded[i, 11 - dy : 23 - dy, 9 - dx : 19 - dx] for i, (dx, dy) in enumerate(moves)]
     np.testing.assert_allclose(out[0], x[0], atol=3e-6)
@@ -62,12 +62,12 @@ def test_whole_pixels_move_over_a_mirrored_border():
 
 
 MAPS = {
-    "scaled": dict(zoom=-0.4),
-    "turned": dict(turn=0.7),
-    "stretched": dict(pull=0.3),
-    "stretched along an axis": dict(pull=0.3, axis=0.5),
-    "moved": dict(move=(1.3, -2.6)),
-    "all": dict(zoom=0.2, turn=-2.0, pull=-0.25, axis=1.1, move=(0.7, 1.9)),
+    "scaled": dict(log_scale=-0.4),
+    "turned": dict(rotation=0.7),
+    "stretched": dict(log_stretch=0.3),
+    "stretched along an axis": dict(log_stretch=0.3, axis=0.5),
+    "moved": dict(offset=(1.3, -2.6)),
+    "all": dict(log_scale=0.2, rotation=-2.0, log_stretch=-0.25, axis=1.1, offset=(0.7, 1.9)),
 }
 
 
@@ -87,9 +87,9 @@ def test_a_smooth_image_is_read_where_the_map_says():
     results = transformed(x, stacked(MAPS.values()))[..., 0]
     for (name, changes), out in zip(MAPS.items(), results, strict=True):
         m = NO_MAP | changes
-        stretch = turn(-m["axis"]) @ np.diag([2.0 ** m["pull"], 2.0 ** -m["pull"]]) @ turn(m["axis"])
-        forward = stretch @ turn(-m["turn"]) * 2.0 ** m["zoom"]  # then moved
-        old = (grid - m["move"]) @ np.linalg.inv(forward).T
+        stretch = turn(-m["axis"]) @ np.diag([2.0 ** m["log_stretch"], 2.0 ** -m["log_stretch"]]) @ turn(m["axis"])
+        forward = stretch @ turn(-m["rotation"]) * 2.0 ** m["log_scale"]  # then moved
+        old = (grid - m["offset"]) @ np.linalg.inv(forward).T
         inside = (np.abs(old) < [width / 2 - 3, height / 2 - 3]).all(-1)  # beyond are mirror images
         np.testing.assert_allclose(out[inside], value(old)[inside], atol=0.015, err_msg=name)
         assert inside.mean() > 0.3 and np.abs(value(old) - value(grid))[inside].max() > 0.1, name
