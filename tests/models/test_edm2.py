@@ -187,15 +187,6 @@ def test_rows_are_independent_and_label_and_class_matter(small):
     np.testing.assert_allclose(other[1:], whole[1:], atol=1e-5)
 
 
-def test_no_class_is_the_null_class():
-    model = EDM2UNet(**SMALL | dict(multipliers=(1,), attention=(), logvar_channels=0))
-    params = ones(random_variables(model, X, LABEL, COND))
-    run = jax.jit(lambda cond: (model.apply(params, X, LABEL, None), model.apply(params, X, LABEL, cond)))
-    none, null = run(jnp.full(4, 3))
-    np.testing.assert_allclose(none, null, atol=1e-6)
-    assert np.abs(run(COND)[1] - null).max() > 1e-3
-
-
 @pytest.mark.slow
 def test_a_line_is_an_image_of_two_equal_rows():
     """One dimension and two agree where kernels of the image have the line's numbers in each row that it can see.

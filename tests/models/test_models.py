@@ -10,6 +10,7 @@ from networks import compiled, random_variables
 
 import jdiff
 from jdiff.models import SelfAttention, UNet, create_model, list_models, register_model, registry
+from jdiff.models.embed import ClassEmbedding, class_labels
 
 SMALL = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, num_classes=3)
 ONE_LEVEL = SMALL | dict(multipliers=(1,), attention=(), middle_attention=True)
@@ -58,14 +59,17 @@ def test_label_and_class_matter(small):
     np.testing.assert_allclose(other[1:], out[1:], atol=1e-5)
 
 
-def test_no_class_is_the_null_class():
-    model, draw = UNet(**ONE_LEVEL), np.random.default_rng(1)
-    x, label = draw.normal(size=(3, 4, 4, 2)).astype("f"), np.array([-1.0, 0.0, 1.5], "f")
-    params = random_variables(model, x, label, None)
-    run = jax.jit(lambda cond: (model.apply(params, x, label, None), model.apply(params, x, label, cond)))
-    none, null = run(jnp.full(3, 3))
-    np.testing.assert_allclose(none, null, atol=1e-6)
-    assert np.abs(run(jnp.zeros(3, int))[1] - null).max() > 1e-3
+def test_no_class_is_the_null_class(small):
+    """In the embedding that all networks with classes share; each takes None."""
+    model, params, x, label, *_ = small
+    classes = ClassEmbedding(3, 4)
+    variables = {"params": {"table": {"embedding": jnp.arange(16.0).reshape(4, 4)}}}
+    run = jax.jit(lambda cond: (classes.apply(variables, None, 2), classes.apply(variables, cond, 2)))
+    none, null = run(jnp.full(2, 3))
+    np.testing.assert_array_equal(none, null)
+    assert np.abs(run(jnp.zeros(2, int))[1] - null).max() > 1e-3
+    np.testing.assert_array_equal(class_labels(None, 3, 2), [3, 3])
+    assert jax.eval_shape(model.apply, params, x, label, None).shape == x.shape
 
 
 def test_attention_is_equivariant_to_the_order_of_pixels():

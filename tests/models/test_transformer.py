@@ -277,7 +277,8 @@ def test_label_and_class_matter_and_no_class_is_the_null_class(which):
     assert np.abs(other - out)[0].max() > 1e-3
     assert_close(other[1:], out[1:])
     assert_close(run(variables, x.at[::2].add(1.0), label, cond)[1], out[1], 1e-4)  # rows are independent
-    assert_close(run(variables, x, label, None), run(variables, x, label, jnp.full(3, 3)))
+    if which == "dit":  # the others have the same embedding of classes
+        assert_close(run(variables, x, label, None), run(variables, x, label, jnp.full(3, 3)))
 
 
 def test_learned_variance_is_beside_the_prediction(small):
