@@ -371,12 +371,14 @@ CHOICES = {
 @pytest.mark.parametrize("name", CHOICES)
 def test_choices_of_the_loss_train_resume_and_sample(place, name):
     """Each runs through the script, resumes in the bits of the undisturbed run, and samples."""
-    model = '{"channels": 8, "heads": 2' + (', "augment_dim": 9}' if name == "augmented" else "}")
+    model = '"vit_small", {"width": 16, "depth": 1, "heads": 2}'
+    if name == "augmented":  # only convolutional networks are told of augmentations
+        model = '"unet_digits", {"channels": 8, "heads": 2, "augment_dim": 9}'
     train = "augment=0.3, accumulate=2, optimizer=Named('lion')" if name == "augmented" else "flip=True"
     (place / f"{name}.py").write_text(f"""
 from jdiff.config import Config, Named, Sample, Train
 config = Config(
-    name="{name}", data=Named("digits"), model=Named("unet_digits", {model}),
+    name="{name}", data=Named("digits"), model=Named({model}),
     schedule=Named("discrete", {{"table": "cosine", "T": 100}}), {CHOICES[name]},
     train=Train(steps=8, batch=16, visit=4, save_every=4, devices=1, {train}),
 )
