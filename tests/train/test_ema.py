@@ -1,12 +1,12 @@
-"""Averages of parameters against their closed form in float64 (laws at single steps: test_train.py)."""
+"""Averages of parameters, and the laws of their decay, against closed forms in float64."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jdiff import ema, train
-from jdiff.core.keys import normal
 
 LAWS = {
     "constant": ema.constant(0.9),
@@ -20,8 +20,8 @@ LAWS = {
 @pytest.mark.parametrize("law", LAWS)
 def test_average_is_the_weighted_sum(law):
     """ema_n = prod keep_i p_0 + sum_i (1 - keep_i) prod_{j > i} keep_j p_i, for a random walk of 60 steps."""
-    path = np.cumsum(np.asarray(normal(jax.random.key(0), (61, 3))), axis=0)
-    keep = np.array([LAWS[law](jnp.asarray(i)) for i in range(60)], np.float64)
+    path = np.float32(np.cumsum(np.random.default_rng(0).normal(size=(61, 3)), axis=0))
+    keep = np.asarray(jax.jit(jax.vmap(LAWS[law]))(np.arange(60)), np.float64)
     after = np.append(np.cumprod(keep[::-1])[::-1], 1.0)  # the product of keep_j over j >= i
     want = after[0] * path[0] + ((1 - keep) * after[1:]) @ path[1:].astype(np.float64)
 
@@ -29,8 +29,8 @@ def test_average_is_the_weighted_sum(law):
         i, params = xs
         return ema.update(average, {"p": params}, LAWS[law](i)), None
 
-    got, _ = jax.lax.scan(body, {"p": jnp.asarray(path[0])}, (jnp.arange(60), jnp.asarray(path[1:])))
-    np.testing.assert_allclose(got["p"], want, rtol=1e-5, atol=1e-5)
+    got, _ = jax.jit(lambda start, xs: jax.lax.scan(body, start, xs))({"p": path[0]}, (np.arange(60), path[1:]))
+    chex.assert_trees_all_close(got, {"p": np.float32(want)}, rtol=1e-5, atol=1e-5, strict=True)
 
 
 @pytest.mark.parametrize("ramp", [None, 0.05])
@@ -39,8 +39,8 @@ def test_half_life_does_not_depend_on_the_batch(ramp):
     left = {}
     for batch in (1, 4, 40):
         decay = ema.half_life(1000, batch, ramp)
-        steps = jnp.arange(2000 // batch, 6000 // batch)  # past the ramp, which ends at 1000 / 0.05 = 20,000 images
-        left[batch] = np.prod(np.asarray(jax.vmap(decay)(steps), np.float64))
+        steps = np.arange(2000 // batch, 6000 // batch)  # past the ramp, which ends at 1000 / 0.05 = 20,000 images
+        left[batch] = np.prod(np.asarray(jax.jit(jax.vmap(decay))(steps), np.float64))
     if ramp is None:
         np.testing.assert_allclose(list(left.values()), 2.0**-4, rtol=1e-3)
     else:  # the integral of d(images) / (0.05 images) from 2,000 to 6,000: 2^(-20 log 3) = 3^(-20 log 2)
@@ -65,7 +65,8 @@ def test_power_profile(sigma_rel):
     def body(average, i):
         return ema.update(average, jax.nn.one_hot(i, n), ema.power(sigma_rel)(i)), None
 
-    weights, _ = jax.lax.scan(body, jnp.full(n, 7.0), jnp.arange(n))  # of the start, nothing stays
+    start = np.full(n, 7, np.float32)  # of which nothing stays
+    weights, _ = jax.jit(lambda start: jax.lax.scan(body, start, jnp.arange(n)))(start)
     edges = np.arange(n + 1) / n
     np.testing.assert_allclose(weights, np.diff(edges ** (gamma + 1)), rtol=2e-4, atol=1e-9)
     weights, middle = np.asarray(weights, np.float64), (edges[1:] + edges[:-1]) / 2
@@ -90,7 +91,7 @@ def test_a_law_takes_any_number_for_a_step():
 def test_average_keeps_its_own_dtype():
     average = ema.update({"p": jnp.zeros(2)}, {"p": jnp.full(2, 1.0, jnp.bfloat16)}, jnp.float32(0.75))
     assert average["p"].dtype == jnp.float32
-    np.testing.assert_array_equal(average["p"], [0.25, 0.25])
+    chex.assert_trees_all_equal(average, {"p": np.full(2, 0.25, np.float32)}, strict=True)
 
 
 def test_the_average_is_of_the_new_parameters():

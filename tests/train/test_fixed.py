@@ -1,4 +1,4 @@
-"""Arrays that no gradient reaches, as random frequencies: nothing decays, moves or averages them."""
+"""Arrays that no gradient reaches, such as random frequencies: nothing decays, moves or averages them."""
 
 import chex
 import jax
@@ -67,23 +67,30 @@ DECAYS = {
 MASKS = {"all": "all", "own": lambda params: jax.tree.map(lambda a: True, params)}
 
 
-@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", [*optim.OPTIMIZERS, "sgd momentum"])
-def test_no_optimiser_touches_them(name, mask):
+def test_no_optimiser_touches_them(name):
     """Bitwise after two steps, with clipping and decay on, of vectors at the places that they have in our networks."""
     paths = {path for _, _, fixed in NETWORKS.values() for path in fixed}
-    params = {path: {path.split("/")[-1]: jnp.array([0.3, -7.0, 1e-4, 40.0])} for path in sorted(paths)}
-    still = jax.tree.map(np.asarray, params)
-    params["out"] = {"kernel": jnp.eye(4), "bias": jnp.ones(4)}
-    grads = jax.tree.map(jnp.zeros_like, params) | {"out": params["out"]}
-    tx = optim.optimizer(name.split()[0], 0.1, clip=1.0, weight_decay_mask=MASKS[mask], **DECAYS.get(name, {}))
-    state, start = tx.init(params), params["out"]
-    for _ in range(2):
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-    moved = params.pop("out")
-    chex.assert_trees_all_equal(jax.tree.map(np.asarray, params), still, strict=True)
-    assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(*map(jax.tree.leaves, (moved, start)), strict=True))
+    still = {path: {path.split("/")[-1]: np.float32([0.3, -7.0, 1e-4, 40.0])} for path in sorted(paths)}
+    learned = {"kernel": np.eye(4, dtype=np.float32), "bias": np.ones(4, np.float32)}
+    grads = jax.tree.map(np.zeros_like, still) | {"out": learned}
+
+    @jax.jit
+    def two_steps(params):
+        after = {}
+        for mask, decayed in MASKS.items():
+            settings = dict(clip=1.0, weight_decay_mask=decayed) | DECAYS.get(name, {})
+            tx = optim.optimizer(name.split()[0], 0.1, **settings)
+            after[mask], state = params, tx.init(params)
+            for _ in range(2):
+                updates, state = tx.update(grads, state, after[mask])
+                after[mask] = optax.apply_updates(after[mask], updates)
+        return after
+
+    for after in two_steps(still | {"out": learned}).values():
+        moved = after.pop("out")
+        chex.assert_trees_all_equal(after, still, strict=True)
+        assert all(np.abs(moved[leaf] - learned[leaf]).max() > 1e-4 for leaf in learned)
 
 
 def test_a_vector_of_such_a_name_still_learns():
