@@ -1,6 +1,7 @@
 """Post-hoc averages: reconstructed profiles against averages that were tracked, and the files they are kept in."""
 
 import contextlib
+import functools
 import io
 import json
 import re
@@ -178,10 +179,7 @@ def params(value=1.0):
     return {"params": {"file": {"kernel": jnp.full((2, 3), float(value))}, "bias": [jnp.arange(3, dtype=jnp.bfloat16)]}}
 
 
-def same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(np.asarray(x, np.float32), np.asarray(y, np.float32))
+same = functools.partial(chex.assert_trees_all_equal, strict=True)
 
 
 def test_store_and_load(tmp_path):
@@ -205,31 +203,6 @@ def test_a_sharded_average(tmp_path):
     sharded = jax.device_put(value, jax.sharding.NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
     (path,) = posthoc.store(tmp_path, 1, {0.1: {"a": sharded}})
     same(params_file.load_params(path, {"a": value}), {"a": value})
-
-
-def test_damage_is_noticed(tmp_path):
-    """Any bit of the file, any cut: a clear error or, in bytes that mean nothing, the right values."""
-    (path,) = posthoc.store(tmp_path, 1, {0.1: params()})
-    whole = path.read_bytes()
-    right = params_file.read(path)
-    noticed = 0
-    list_of_members = whole.index(b"PK\x01\x02")
-    bits = [(at, at % 8) for at in range(0, list_of_members, 5)]
-    bits += [(at, bit) for at in range(list_of_members, len(whole)) for bit in range(at % 4, 8, 4)]
-    for at, bit in bits:  # of the list of members, which no checksum covers, every fourth one
-        flipped = bytearray(whole)
-        flipped[at] ^= 1 << bit
-        path.write_bytes(flipped)
-        try:
-            chex.assert_trees_all_equal(params_file.read(path), right, strict=True)
-        except CheckpointError as error:
-            noticed += 1
-            assert str(path) in str(error) and "\n" not in str(error)
-    assert noticed > len(bits) / 4
-    for size in (0, 10, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match="is damaged"):
-            params_file.read(path)
 
 
 def rewrite(path, change):
