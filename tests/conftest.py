@@ -32,10 +32,6 @@ EVERY = {
     "test_losses.py::test_uncertainty_of_edm2": 0,
     "test_brownian.py::test_one_path_at_every_step_count": 4,
     "test_remember.py::test_a_network_that_does_not_look_is_sampled_as_ever": 0,
-    "test_sampling.py::test_checkpointing_changes_nothing": 4,
-    "test_sampling.py::test_gradient_against_finite_differences": 0,
-    "test_sampling.py::test_sample_i_depends_on_its_key_alone": 4,
-    "test_sampling.py::test_traced_n_equals_the_short_grid": 4,
     "test_scripts.py::test_compare_solvers_of_our_own": 0,
     "test_sweep.py::test_killed_and_continued": 0,
 }
