@@ -12,6 +12,7 @@ import numpy as np
 from jdiff.convert import files
 from jdiff.convert.architecture import Architecture
 from jdiff.convert.table import Mismatch, to_tensors, to_variables
+from jdiff.core.files import write as write_whole
 from jdiff.core.names import choose, did_you_mean
 
 ARCHITECTURES = ("adm", "diffusers", "dit", "edm", "edm2", "resnet", "score_sde")  # each a file of this folder
@@ -89,7 +90,8 @@ def save(path: str | Path, architecture: str, module: Any, variables: dict) -> N
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     files.write(path / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"})
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    text = json.dumps(config, indent=2) + "\n"
+    write_whole(path / "config.json", lambda file: file.write(text.encode()))
 
 
 def _architecture(name: str) -> Architecture:
