@@ -130,8 +130,8 @@ def _builder(name: str, data_dir: str | None):
         raise
     except Exception as error:  # TFDS raises a class of its own for an unknown name, AssertionError, ImportError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        place = where or "its default data_dir"
-        raise DataError(f"tfds: {name!r} is neither known to TFDS nor prepared in {place}: {reason}") from error
+        searched = where or "its default data_dir"
+        raise DataError(f"tfds: {name!r} is neither known to TFDS nor prepared in {searched}: {reason}") from error
     directory = f", data_dir={where!r}" if where else ""
     command = (
         f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}{directory}, '

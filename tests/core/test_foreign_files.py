@@ -98,10 +98,10 @@ def claims(shape, descr="<f4", version=1):
     return header(f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}}}", version)
 
 
-def archive(members, how=zipfile.ZIP_DEFLATED):
+def archive(members, compression=zipfile.ZIP_DEFLATED):
     """A zip file, in which a name may stand twice."""
     file = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(file, "w", how) as made:
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(file, "w", compression) as made:
         for name, content in members:
             made.writestr(name, content)
     return file.getvalue()
@@ -341,8 +341,8 @@ LISTED = {
 def test_an_index_lists_files_of_its_own_folder(kind, tmp_path):
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
-    for place in (tmp_path, folder, folder / "sub"):
-        np.savez(place / "weights.npz", w=SMALL)
+    for directory in (tmp_path, folder, folder / "sub"):
+        np.savez(directory / "weights.npz", w=SMALL)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": LISTED[kind]}))
     with pytest.raises(Mismatch, match="index.json") as error:
         files.read(folder)

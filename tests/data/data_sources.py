@@ -44,10 +44,10 @@ def smooth(n, height=8, width=8, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, height, width, channels), np.uint8)
 
 
-def save(path, image, **how):
+def save(path, image, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = image if isinstance(image, Image.Image) else Image.fromarray(image.squeeze())
-    image.save(path, **how)
+    image.save(path, **options)
     return path
 
 

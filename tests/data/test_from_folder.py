@@ -16,8 +16,8 @@ def pictures(tmp_path):
     x = smooth(12, 8, 8)
     for i, image in enumerate(x):
         kind = ("png", "PNG", "webp")[i % 3]
-        how = dict(lossless=True) if kind == "webp" else {}
-        save(tmp_path / "pictures" / ("cats", "dogs/deep")[i % 2] / f"{i:02d}.{kind}", image, **how)
+        options = dict(lossless=True) if kind == "webp" else {}
+        save(tmp_path / "pictures" / ("cats", "dogs/deep")[i % 2] / f"{i:02d}.{kind}", image, **options)
     (tmp_path / "pictures" / "notes.txt").write_text("no picture")
     (tmp_path / "pictures" / "cats" / "._00.png").write_text("no picture either")
     return tmp_path / "pictures", x

@@ -13,14 +13,14 @@ def test_visits_may_jump():
 
 
 def test_records_do_not_decode_rows_of_other_processes():
-    seen = []
+    lengths = []
 
     def take(rows):
-        seen.append(len(rows))
+        lengths.append(len(rows))
         return PIXELS[rows], None
 
     data = Records("records", N, (4, 5, 3), take, lambda: (PIXELS[:0], None), threads=1)
     chunk = next(data.read(0, BATCH, [(0, 3)], slice(2, 4)))
-    assert chunk.x.shape == (3, 2, 4, 5, 3) and chunk.labels is None and set(seen) == {2}
+    assert chunk.x.shape == (3, 2, 4, 5, 3) and chunk.labels is None and set(lengths) == {2}
     with pytest.raises(DataError, match="more than its cache"):
         _ = data.x

@@ -24,15 +24,15 @@ def test_a_state_is_that_of_the_last_consumed_batch_however_far_reading_ran():
 
 
 def test_decoding_is_for_kept_rows_only():
-    seen = []
+    decoded = []
 
     def decode(i):
-        seen.append(i)
+        decoded.append(i)
         return PIXELS[i], OF_PIXELS[i]
 
     whole, _, _ = read(stream(), [(0, 3)])
     np.testing.assert_array_equal(read(stream(decode), [(0, 3)], slice(2, 4))[0], whole[:, 2:4])
-    assert len(seen) == 6
+    assert len(decoded) == 6
 
 
 def test_streams_that_cannot_go_on():

@@ -1,5 +1,6 @@
 """The classifier that judges samples."""
 
+import chex
 import numpy as np
 import pytest
 
@@ -20,7 +21,8 @@ def test_a_judge_knows_its_classes(judged, tmp_path):
     labels, features = judge.look(x, batch=100)  # the last batch is filled up and cut
     assert np.mean(labels == digits.held_labels) > 0.9
     np.testing.assert_array_equal(labels[:7], judge.look(x[:7])[0])
-    assert features.shape == (len(x), 128)
+    chex.assert_shape(features, (len(x), 128))
+    chex.assert_tree_all_finite(features)
     # features of held-out images are nearer to those of the training set than features of noise are
     train = judge.look(np.asarray(digits.to_model(digits.x)))[1]
     noise = judge.look(np.random.default_rng(0).normal(size=x.shape).astype(np.float32))[1]
@@ -29,7 +31,8 @@ def test_a_judge_knows_its_classes(judged, tmp_path):
     path = tmp_path / "judge.npz"
     metrics.save_judge(path, judge)
     again = metrics.load_judge(path, digits, width=16)
-    np.testing.assert_array_equal(again.look(x)[1], features)
+    chex.assert_trees_all_equal(again.variables, judge.variables)
+    chex.assert_trees_all_equal(again.look(x)[1], features, strict=True)
     with pytest.raises(CheckpointError):
         metrics.load_judge(path, digits, width=32)
 
