@@ -21,10 +21,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # all tests within 10 minutes on two cores: of these, every n-th is run each time, the others are slow (0: all of them)
 EVERY = {
-    "test_coupling.py::test_devices_and_slices": 0,
-    "test_lattice.py::test_same": 3,
-    "test_levels.py::test_draws_follow_the_shares_and_importance_undoes_them": 2,
-    "test_levels.py::test_training_learns_the_same_law_on_any_number_of_devices": 0,
     "test_losses.py::test_all_choices_at_once_by_position_and_on_devices": 0,
     "test_losses.py::test_every_target_weight_and_level_is_finite": 14,
     "test_losses.py::test_hybrid_is_simple_plus_the_bound": 0,
@@ -32,8 +28,6 @@ EVERY = {
     "test_losses.py::test_uncertainty_of_edm2": 0,
     "test_brownian.py::test_one_path_at_every_step_count": 4,
     "test_remember.py::test_a_network_that_does_not_look_is_sampled_as_ever": 0,
-    "test_scripts.py::test_compare_solvers_of_our_own": 0,
-    "test_sweep.py::test_killed_and_continued": 0,
 }
 
 

@@ -14,7 +14,7 @@ from jdiff.core import names
 from jdiff.core.checks import LARGEST
 from jdiff.data import DATASETS, DataError
 from jdiff.denoisers import conditioning, targets
-from jdiff.losses import coupling, levels, weights
+from jdiff.losses import Regression, coupling, levels, weights
 from jdiff.models import create_model, list_models
 from jdiff.process import betas, grid, schedules
 from jdiff.process.table import Discrete
@@ -214,16 +214,13 @@ def build_schedule(config: Config):
     return make("schedule", SCHEDULES, config.schedule)
 
 
-def build_objective(config: Config) -> dict:
-    """What the losses share, as their keywords.
-
-    Returns:
-        A dict with schedule, target, conditioning, levels, weight, coupling and self_conditioning.
+def build_regression(config: Config) -> Regression:
+    """What the losses of a config share: schedule, target, conditioning, levels, weight, coupling, self-conditioning.
 
     Raises:
         ConfigError: one of them is unknown or out of range.
     """
-    return dict(
+    return Regression(
         schedule=build_schedule(config),
         target=make("target", TARGETS, config.target),
         conditioning=make("conditioning", CONDITIONINGS, config.conditioning),
@@ -238,7 +235,7 @@ def build_loss(config: Config):
     """The loss of a config: one of `jdiff.losses`.
 
     Returns:
-        `loss(apply, params, key, data, cond, **objective) -> (scalar, aux)`, with the objective of `build_objective`.
+        `loss(apply, params, key, data, cond, **regression) -> (scalar, aux)`, with the fields of a `Regression`.
 
     Raises:
         ConfigError: it is unknown, or it needs another schedule or another law of the levels.
@@ -360,7 +357,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: something in the config has no meaning.
     """
-    schedule = build_objective(config)["schedule"]
+    schedule = build_regression(config).schedule
     if isinstance(schedule, Discrete):
         for what, choice in (("levels", config.levels), ("conditioning", config.conditioning)):
             T = choice.args.get("T")

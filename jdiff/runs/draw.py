@@ -31,12 +31,12 @@ def make_denoiser(run: Run, params: Any, labels, sampling: Sample):
     Returns:
         A `Denoise`.
     """
-    o = run.objective
+    trained = run.regression
 
     def given(cond):
         return denoiser(
-            run.model.apply, params, o["schedule"], o["target"], cond, conditioning=o["conditioning"],
-            learned_variance=run.config.loss.name == "hybrid", self_conditioning=o["self_conditioning"] is not None,
+            run.model.apply, params, trained.schedule, trained.target, cond, conditioning=trained.conditioning,
+            learned_variance=run.config.loss.name == "hybrid", self_conditioning=trained.self_conditioning is not None,
         )  # fmt: skip
 
     denoise = given(labels)

@@ -38,7 +38,7 @@ def make_loss(run: Run) -> Callable:
     """
     settings = run.config.train
 
-    def loss(params, key, x0, labels, levels=run.objective["levels"]):
+    def loss(params, key, x0, labels, levels=run.regression.levels):
         loss_key, label_key, network_key, flip_key, augment_key = split(key, 5)
         options = dict(train=True, rngs={"dropout": joint(network_key)})
         if labels is not None:
@@ -53,9 +53,9 @@ def make_loss(run: Run) -> Callable:
         def apply(params, x, label, cond):
             return run.model.apply(params, x, label, cond, **options)
 
-        return run.loss(apply, params, loss_key, x0, labels, **run.objective | dict(levels=levels))
+        return run.loss(apply, params, loss_key, x0, labels, **vars(run.regression) | dict(levels=levels))
 
-    law = run.objective["levels"]
+    law = run.regression.levels
     return losses.loss_aware(loss, law, run.schedule) if isinstance(law, LossAware) else loss
 
 

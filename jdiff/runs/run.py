@@ -20,6 +20,7 @@ from jdiff import config as configs
 from jdiff.config import Config, ConfigError
 from jdiff.core import files
 from jdiff.data import Dataset, without_labels
+from jdiff.losses import Regression
 from jdiff.losses.levels import LossAware
 from jdiff.runs import lock
 from jdiff.train import checkpoint, parallel
@@ -49,15 +50,15 @@ class Run:
     """Its data."""
     model: Any
     """Its network: a module with `init` and `apply`."""
-    objective: dict
-    """The keywords of its loss, see `config.build_objective`."""
+    regression: Regression
+    """What its loss regresses, and at which noise levels."""
     loss: Any
     """Its loss, one of `jdiff.losses`; `make_loss` adds what training does to data and labels."""
 
     @property
     def schedule(self):
         """The noise schedule."""
-        return self.objective["schedule"]
+        return self.regression.schedule
 
     @property
     def checkpoints(self) -> Path:
@@ -102,7 +103,7 @@ def build(directory, config: Config) -> Run:
     model = configs.build_model(config, dataset.classes)
     if dataset.classes and not getattr(model, "num_classes", 0):
         dataset = without_labels(dataset)
-    return Run(Path(directory), config, dataset, model, configs.build_objective(config), configs.build_loss(config))
+    return Run(Path(directory), config, dataset, model, configs.build_regression(config), configs.build_loss(config))
 
 
 def open_run(directory) -> Run:
@@ -248,7 +249,7 @@ def like(run: Run) -> Any:
 
 def state_of(run: Run, params: Any) -> TrainState:
     """The run's training state at step 0, with these parameters."""
-    law = run.objective["levels"]
+    law = run.regression.levels
     extra = {"levels": law.init()} if isinstance(law, LossAware) else None
     return init_state(params, configs.build_optimizer(run.config), extra, averages=configs.average_names(run.config))
 

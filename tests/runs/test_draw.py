@@ -19,8 +19,8 @@ def run():
         schedule=Named("vp"), sample=Sample(solver=Named("ddim"), steps=4, num=6),
     )  # fmt: skip
     points = data.scurve(50)
-    model, objective = configs.build_model(config, 0), configs.build_objective(config)
-    return runs.Run("no", config, points, model, objective, configs.build_loss(config))
+    model, regression = configs.build_model(config, 0), configs.build_regression(config)
+    return runs.Run("no", config, points, model, regression, configs.build_loss(config))
 
 
 @pytest.fixture(scope="module")

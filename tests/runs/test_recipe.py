@@ -39,7 +39,7 @@ def run_of(train=None, **changes):
         levels=Named("uniform", {"t_min": 1e-4, "t_max": 2e-4}), train=Train(**dict(label_dropout=0.0) | (train or {})),
     )  # fmt: skip
     config, spy = Config(**settings | changes), Spy()
-    run = runs.Run("no", config, images, spy, configs.build_objective(config), configs.build_loss(config))
+    run = runs.Run("no", config, images, spy, configs.build_regression(config), configs.build_loss(config))
     return run, spy
 
 
@@ -99,7 +99,7 @@ def test_the_uncertainty_is_asked_for():
 def test_loss_aware_levels_learn():
     law = Named("loss_aware", {"T": 8, "bins": 4, "history": 1})
     run, spy = run_of(levels=law, schedule=Named("discrete", {"T": 8}))
-    before = {"levels": run.objective["levels"].init()}
+    before = {"levels": run.regression.levels.init()}
     _, aux = shown(run, spy, extra=before)
     assert float(aux["extra"]["levels"]["count"].sum()) > 0 == float(before["levels"]["count"].sum())
 
