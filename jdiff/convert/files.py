@@ -12,6 +12,7 @@ import numpy as np
 
 from jdiff.convert.table import Mismatch
 from jdiff.core import foreign
+from jdiff.core.extras import needs
 from jdiff.core.files import write as write_whole
 
 TORCH = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".pkl")
@@ -230,8 +231,6 @@ def _to_numpy(content, torch, done: dict):
 
 
 def _safetensors():
-    try:
+    with needs("published weights need", "convert"):
         import safetensors.numpy
-    except ImportError as error:
-        raise ImportError("published weights need safetensors; pip install 'jdiff[convert]'") from error
     return safetensors.numpy

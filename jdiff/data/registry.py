@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from jdiff.core.names import did_you_mean
+from jdiff.core.names import choose
 
 DATASETS: dict[str, Callable[..., Any]] = {}
 
@@ -27,6 +27,4 @@ def load(name: str, /, **args):
     Raises:
         ValueError: the name is unknown; the message lists all names.
     """
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}{did_you_mean(name, DATASETS)}; one of {', '.join(DATASETS)}")
-    return DATASETS[name](**args)
+    return choose("data set", name, DATASETS)(**args)

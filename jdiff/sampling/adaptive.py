@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Array, as_time, expand
 from jdiff.core.checks import check_floating
+from jdiff.core.extras import needs
 from jdiff.core.keys import each
 from jdiff.core.names import choose
 from jdiff.core.pytrees import concrete, row_axes, varying
@@ -164,10 +165,8 @@ def sample_adaptive(
 
 
 def _diffrax():
-    try:
+    with needs("jdiff.sample_adaptive needs", "adaptive"):
         import diffrax
-    except ImportError as error:
-        raise ImportError("jdiff.sample_adaptive needs diffrax: pip install 'jdiff[adaptive]'") from error
     return diffrax
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jdiff.core.arrays import Array
+from jdiff.core.extras import needs
 
 
 class progress:
@@ -27,10 +28,8 @@ class progress:
     """
 
     def __init__(self, total: int, show: Callable[[int, np.ndarray], object] | None = None, **tqdm_kwargs):
-        try:
+        with needs("jdiff.progress needs"):
             from tqdm.auto import tqdm
-        except ImportError as error:
-            raise ImportError("jdiff.progress needs tqdm: pip install 'jdiff[train]'") from error
         if total < 0:
             raise ValueError(f"progress: total is the number of steps, got {total}")
         self.total, self.show, self.done = total, show, False
