@@ -21,13 +21,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # all tests within 10 minutes on two cores: of these, every n-th is run each time, the others are slow (0: all of them)
 EVERY = {
-    "test_losses.py::test_all_choices_at_once_by_position_and_on_devices": 0,
-    "test_losses.py::test_every_target_weight_and_level_is_finite": 14,
-    "test_losses.py::test_hybrid_is_simple_plus_the_bound": 0,
-    "test_losses.py::test_uncertainty_is_least_at_the_log_of_the_error": 0,
-    "test_losses.py::test_uncertainty_of_edm2": 0,
-    "test_brownian.py::test_one_path_at_every_step_count": 4,
-    "test_remember.py::test_a_network_that_does_not_look_is_sampled_as_ever": 0,
 }
 
 

@@ -46,9 +46,7 @@ def test_class_labels_that_are_known(name):
             jax.eval_shape(lambda x, cond=cond: model.init(jax.random.key(0), x, jnp.ones(4), cond), jnp.ones(shape))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("unet", "edm2") else pytest.mark.slow) for name in NETWORKS]
-)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_class_labels_that_are_traced(name):
     """Whatever they are, the other samples are what they were."""
     model, shape = NETWORKS[name]
@@ -62,7 +60,6 @@ def test_class_labels_that_are_traced(name):
         chex.assert_trees_all_equal(np.delete(got, 1, 0), np.delete(np.asarray(want), 1, 0))
 
 
-@pytest.mark.slow
 def test_labels_of_eight_bits_reach_the_classes_that_they_name():
     """Where there are more than 256 of them: label 44 is not class 300 too."""
     model, x, label = EDM2UNet(num_classes=301, head_channels=4, **TINY), jnp.ones(IMAGE), jnp.arange(4.0)

@@ -1,13 +1,14 @@
 """The Brownian tree: its increments, one path at every step count, transformations."""
 
 import functools
+import itertools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SCHEDULES, Diagonal, jitted_sample, mixture
+from helpers import SCHEDULES, Diagonal
 from scipy import stats
 
 import jdiff
@@ -15,151 +16,154 @@ from jdiff import grid, solvers
 from jdiff.core import keys as core_keys
 from jdiff.core.keys import BatchKey, fold, noise_of_step, normal, rows_of
 
-
-@functools.partial(jax.jit, static_argnames=("shape", "tol"))
-def increments(key, times, shape, tol=2.0**-24):
-    """W(t_i) - W(t_{i+1}) for each i, (N - 1, *shape)."""
-    tree = rows_of(jdiff.BrownianTree(key, tol), shape[0])
-
-    def one(i, t, s):
-        return normal(noise_of_step(tree, i, t, s), shape, jnp.float32) * jnp.sqrt(t - s)
-
-    return jax.vmap(one)(jnp.arange(len(times) - 1), times[:-1], times[1:])
+ROWS, COLUMNS = 4, 2500
 
 
-@pytest.mark.parametrize("times", [[1.0, 0.6, 0.25, 0.1, 0.0], [0.500011, 0.500001, 0.499991]], ids=["wide", "1e-5"])
+@functools.partial(jax.jit, static_argnames=("shape",))
+def draws(key, t, s, shape=(ROWS, COLUMNS)):
+    """The noise of steps i = 0, 1, ... from t to s (N,): (N, *shape)."""
+    tree = rows_of(jdiff.BrownianTree(key), shape[0])
+    return jax.lax.map(lambda step: normal(noise_of_step(tree, *step), shape), (jnp.arange(len(t)), t, s))
+
+
+def steps(*times):
+    times = np.float32(times)
+    return times[:-1], times[1:]
+
+
+@pytest.mark.parametrize("times", [[1.0, 0.6, 0.25, 0.1, 0.0], np.linspace(0.50002, 0.49998, 5)], ids=["wide", "1e-5"])
 def test_increments_are_standard_normal_and_independent(times):
-    times = jnp.array(times)
-    z = np.asarray(increments(jax.random.key(0), times, (200, 50))) / np.sqrt(-np.diff(times))[:, None, None]
-    z = z.reshape(len(z), -1)
-    for row in z:
+    """Of steps, of rows and of neighbouring columns."""
+    z = np.asarray(draws(jax.random.key(0), *steps(*times)))
+    for row in z.reshape(4, -1):
         assert stats.kstest(row, "norm").pvalue > 1e-3
-    np.testing.assert_allclose(np.corrcoef(z), np.eye(len(z)), atol=0.05)
-
-
-def test_neighbours_and_components_are_independent():
-    z = np.asarray(increments(jax.random.key(1), jnp.array([0.7, 0.3]), (4, 20_000)))[0]
-    np.testing.assert_allclose(np.corrcoef(z), np.eye(4), atol=0.03)
-
-
-@pytest.mark.slow
-def test_increments_add_up():
-    """The coarse increments are sums of the fine ones, down to the rounding of W itself."""
-    fine = jnp.linspace(1.0, 0.0, 161)
-    parts = np.asarray(increments(jax.random.key(2), fine, (3, 5)))
-    for n in (40, 20):
-        whole = np.asarray(increments(jax.random.key(2), fine[:: 160 // n], (3, 5)))
-        np.testing.assert_allclose(whole, parts.reshape(n, -1, 3, 5).sum(1), atol=3e-6)
-
-
-@pytest.mark.slow
-def test_a_part_is_a_stretch_of_the_step():
-    tree = rows_of(jdiff.BrownianTree(jax.random.key(3)), 4)
-    step = noise_of_step(tree, 0, 0.8, 0.4)
-    halves = [normal(core_keys.part(step, *ends, j), (4, 3)) for j, ends in enumerate([(0.8, 0.5), (0.5, 0.4)])]
-    whole = normal(step, (4, 3))
-    total = np.sqrt(0.3) * halves[0] + np.sqrt(0.1) * halves[1]
-    np.testing.assert_allclose(np.sqrt(0.4) * whole, total, atol=1e-6)
-    keys = jax.random.split(jax.random.key(4), 4)
-    assert (core_keys.part(keys, 0.8, 0.5, 1) == fold(keys, 1)).all()
-    plain = fold(step, 1)
-    assert plain.shape == (4,) and jnp.issubdtype(plain.dtype, jax.dtypes.prng_key)
-    assert abs(np.corrcoef(normal(plain, (4, 3000)).ravel(), normal(step, (4, 3000)).ravel())[0, 1]) < 0.05
+    columns = np.stack([z[..., :-1].ravel(), z[..., 1:].ravel()])
+    for independent in (z.reshape(4, -1), z.transpose(1, 0, 2).reshape(ROWS, -1), columns):
+        np.testing.assert_allclose(np.corrcoef(independent), np.eye(len(independent)), atol=0.05)
 
 
 def test_beyond_the_path_noise_is_fresh():
     """Past t = 1, and in steps that go up, steps draw as plain keys do: independent and standard."""
-    tree = rows_of(jdiff.BrownianTree(jax.random.key(5)), 8)
-    draws = []
-    for i, (t, s) in enumerate([(1.5, 0.9), (1.5, 0.9), (0.3, 0.8), (0.8, 0.3)]):
-        draws.append(np.asarray(normal(noise_of_step(tree, i, t, s), (8, 2000))).ravel())
-    np.testing.assert_allclose(np.corrcoef(draws), np.eye(4), atol=0.04)
-    np.testing.assert_allclose(np.std(draws, axis=1), 1, atol=0.03)
+    z = draws(jax.random.key(5), np.float32([1.5, 1.5, 0.3, 0.8]), np.float32([0.9, 0.9, 0.8, 0.3])).reshape(4, -1)
+    np.testing.assert_allclose(np.corrcoef(z), np.eye(4), atol=0.05)
+    np.testing.assert_allclose(np.std(z, axis=1), 1, atol=0.03)
+
+
+def test_increments_add_up():
+    """The coarse increments are sums of the fine ones, down to the rounding of W itself."""
+
+    def increments(times):
+        t, s = steps(*times)
+        copies = 160 // len(t)  # the same steps several times: one program
+        z = draws(jax.random.key(2), np.tile(t, copies), np.tile(s, copies), shape=(3, 5))[: len(t)]
+        return np.asarray(z) * np.sqrt(t - s)[:, None, None]
+
+    fine = np.linspace(1.0, 0.0, 161)
+    parts = increments(fine)
+    for n in (40, 20):
+        np.testing.assert_allclose(increments(fine[:: 160 // n]), parts.reshape(n, -1, 3, 5).sum(1), atol=3e-6)
+
+
+def test_rows_draw_by_their_position_in_the_global_batch():
+    key = jax.random.key(1)
+    t, s = steps(0.9, 0.5, 0.2)
+    whole = np.asarray(draws(key, t, s, shape=(8, 3)))
+    slices = [draws(BatchKey(key, start, 8), t, s, shape=(4, 3)) for start in (0, 4)]
+    np.testing.assert_allclose(np.concatenate(slices, 1), whole, atol=1e-6)
+
+
+def test_a_part_is_a_stretch_of_the_step():
+    @jax.jit
+    def noises(key):
+        step = noise_of_step(rows_of(jdiff.BrownianTree(key), 4), 0, 0.8, 0.4)
+        plain = fold(step, 1)
+        ends = jnp.array([[0.8, 0.5], [0.5, 0.4]])
+        parts = jax.lax.map(lambda ends: normal(core_keys.part(step, *ends, 0), (4, 3000)), ends)
+        return normal(step, (4, 3000)), parts, plain, normal(plain, (4, 3000))
+
+    whole, parts, plain, fresh = noises(jax.random.key(3))
+    total = np.sqrt(0.3) * parts[0] + np.sqrt(0.1) * parts[1]
+    np.testing.assert_allclose(np.sqrt(0.4) * whole, total, atol=1e-6)
+    keys = jax.random.split(jax.random.key(4), 4)
+    assert (core_keys.part(keys, 0.8, 0.5, 1) == fold(keys, 1)).all()
+    assert plain.shape == (4,) and jnp.issubdtype(plain.dtype, jax.dtypes.prng_key)
+    assert abs(np.corrcoef(np.ravel(fresh), np.ravel(whole))[0, 1]) < 0.05
+
+
+VP, EDM = SCHEDULES["vp"], SCHEDULES["edm"]
 
 
 @pytest.mark.parametrize(
-    "name,solver",
-    [
-        ("vp", solvers.DDIM(1.0)),
-        pytest.param("edm", solvers.DDPM(), marks=pytest.mark.slow),
-        ("vp", solvers.DPMppSDE()),
-    ],  # the last has a noise in mid-step
+    "schedule,solver",
+    [(VP, solvers.DDIM(1.0)), (EDM, solvers.DDPM()), (VP, solvers.DPMppSDE())],  # the last has a noise in mid-step
     ids=["ddim", "ddpm", "sde"],
 )
-def test_one_path_at_every_step_count(name, solver):
+def test_one_path_at_every_step_count(schedule, solver):
     """Strong convergence: with a tree the difference of successive step counts shrinks; with a key it does not."""
-    schedule = SCHEDULES[name]
-    denoise = mixture().denoise(schedule)
     x = jdiff.prior(schedule, jax.random.key(0), (64, 2))
-    ends = {}
-    for kind, key in dict(tree=jdiff.BrownianTree(jax.random.key(1)), key=jax.random.key(1)).items():
-        run = lambda n, key=key: jitted_sample()(  # noqa: E731
-            solver, denoise, schedule, x, grid.uniform(n + 1, schedule.t_min, size=161), key, n=n + 1
-        )
-        xs = [np.asarray(run(n)) for n in (20, 40, 80, 160)]
-        ends[kind] = [np.sqrt(np.mean((a - b) ** 2)) for a, b in zip(xs, xs[1:], strict=False)]
-    assert ends["tree"][2] < 0.75 * ends["tree"][1] < 0.75**2 * ends["tree"][0]
-    assert ends["tree"][2] < 0.2 * ends["key"][2]
-    assert ends["key"][2] > 0.75 * ends["key"][0]
+
+    @jax.jit
+    def run(key, n):
+        times = grid.uniform(n + 1, schedule.t_min, size=161)
+        return jdiff.sample(solver, Diagonal(schedule), schedule, x, times, key, n=n + 1)
+
+    def differences(key):
+        ends = [np.asarray(run(key, n)) for n in (20, 40, 80, 160)]
+        return [np.sqrt(np.mean((a - b) ** 2)) for a, b in itertools.pairwise(ends)]
+
+    tree = differences(jdiff.BrownianTree(jax.random.key(1)))
+    assert tree[2] < 0.75 * tree[1] < 0.75**2 * tree[0]
+    if isinstance(solver, solvers.DDIM):
+        key = differences(jax.random.key(1))
+        assert tree[2] < 0.2 * key[2] and key[2] > 0.75 * key[0]
 
 
-@pytest.mark.slow
 def test_sample_i_depends_on_its_key_alone():
-    schedule = jdiff.VP()
-    denoise, times = Diagonal(schedule), grid.log_snr(schedule, 6)
-    x = jdiff.prior(schedule, jax.random.key(0), (8, 2))
-    run = functools.partial(jitted_sample(), solvers.DDPM(), denoise, schedule)
-    for key, part in (
-        (jax.random.split(jax.random.key(1), 8), jax.random.split(jax.random.key(1), 8)[:3]),
-        (BatchKey(jax.random.key(1), jnp.array(0), 8), BatchKey(jax.random.key(1), jnp.array(0), 8)),
-    ):
-        whole = run(x, times, jdiff.BrownianTree(key))
-        np.testing.assert_allclose(run(x[:3], times, jdiff.BrownianTree(part)), whole[:3], atol=1e-5)
-        other = run(x, times, jdiff.BrownianTree(fold(key, 1)))
-        assert (np.abs(whole - other).max(1) > 1e-3).all()
+    """One program for all keys, without a call back to Python."""
+    x, times = jdiff.prior(VP, jax.random.key(0), (8, 2)), grid.log_snr(VP, 6)
+
+    def sample(x, keys):
+        return jdiff.sample(solvers.DDPM(), Diagonal(VP), VP, x, times, jdiff.BrownianTree(keys))
+
+    run = jax.jit(chex.assert_max_traces(sample, n=2))  # one trace for each size of the batch
+    keys = jax.random.split(jax.random.key(1), 8)
+    whole = run(x, keys)
+    np.testing.assert_allclose(run(x[:3], keys[:3]), whole[:3], atol=1e-5)
+    other = run(x, jax.random.split(jax.random.key(2), 8))
+    assert (np.abs(whole - other).max(1) > 1e-3).all()
+    one_by_one = jax.jit(jax.vmap(lambda x, key: sample(x[None], key[None])[0]))
+    assert "callback" not in one_by_one.lower(x, keys).as_text()
+    many = one_by_one(x, keys)
+    np.testing.assert_allclose(many, whole, atol=1e-5)
 
 
-def test_one_program_for_all_keys_and_no_callback():
-    schedule = jdiff.VP()
-    denoise, times = Diagonal(schedule), grid.log_snr(schedule, 5)
-    x = jnp.ones((2, 2))
-    run = jax.jit(chex.assert_max_traces(jdiff.sample, n=1))
-    outs = [run(solvers.DDPM(), denoise, schedule, x, times, jdiff.BrownianTree(jax.random.key(i))) for i in range(3)]
-    assert np.abs(outs[0] - outs[1]).max() > 1e-2
-    program = jax.make_jaxpr(jdiff.sample)(
-        solvers.DDPM(), denoise, schedule, x, times, jdiff.BrownianTree(jax.random.key(0))
-    )
-    assert "callback" not in str(program)
-    keys = jax.random.split(jax.random.key(7), 3)
-    many = jax.vmap(lambda k: run(solvers.DDPM(), denoise, schedule, x, times, jdiff.BrownianTree(k)))(keys)
-    one = run(solvers.DDPM(), denoise, schedule, x, times, jdiff.BrownianTree(keys[1]))
-    np.testing.assert_allclose(many[1], one, atol=1e-5)
-
-
-@pytest.mark.slow
 def test_gradients_treat_noise_as_drawn():
     """With respect to times, the normalised increments are constants: as with a key."""
     schedule = jdiff.Flow()
-    x = jdiff.prior(schedule, jax.random.key(0), (2, 2))
+    x, times = jdiff.prior(schedule, jax.random.key(0), (2, 2)), grid.log_snr(schedule, 6)
 
     @jax.jit
-    def f(x, times, eta):
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
+    def total(x, times, eta):
         tree = jdiff.BrownianTree(jax.random.key(1))
         return jdiff.sample(solvers.DDIM(eta), Diagonal(schedule), schedule, x, times, tree).sum()
 
-    grads = jax.grad(f, (0, 1, 2))(x, grid.log_snr(schedule, 6), 0.5)
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    _, gradients = total(x, times, 0.5)
+    chex.assert_tree_all_finite(gradients)
     h = 1e-2
-    numeric = (f(x, grid.log_snr(schedule, 6), 0.5 + h) - f(x, grid.log_snr(schedule, 6), 0.5 - h)) / (2 * h)
-    np.testing.assert_allclose(grads[2], numeric, rtol=1e-2)
+    numeric = (total(x, times, 0.5 + h)[0] - total(x, times, 0.5 - h)[0]) / (2 * h)
+    np.testing.assert_allclose(gradients[2], numeric, rtol=1e-2)
 
 
 def test_dtypes_and_errors():
     tree = rows_of(jdiff.BrownianTree(jax.random.key(0)), 2)
-    for dtype in (jnp.bfloat16, jnp.float32):
-        assert normal(noise_of_step(tree, 0, 0.5, 0.2), (2, 3), dtype).dtype == dtype
+
+    def dtype_of(dtype):
+        return jax.eval_shape(lambda: normal(noise_of_step(tree, 0, 0.5, 0.2), (2, 3), dtype)).dtype
+
+    assert dtype_of(jnp.bfloat16) == jnp.bfloat16 and dtype_of(jnp.float32) == jnp.float32
     with jax.enable_x64(True):
-        assert normal(noise_of_step(tree, 0, 0.5, 0.2), (2, 3), jnp.float64).dtype == jnp.float64
+        assert dtype_of(jnp.float64) == jnp.float64
     with pytest.raises(ValueError, match="one key per sample"):
         normal(noise_of_step(tree, 0, 0.5, 0.2), (3, 3))
     with pytest.raises(ValueError, match="tol must be in"):
