@@ -345,7 +345,7 @@ def test_a_library_that_is_missing_or_old_is_named(tmp_path, monkeypatch):
     for name in ("a.safetensors", "b.pt"):
         (tmp_path / name).write_bytes(b"whatever")
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    with pytest.raises(ImportError, match=r"need safetensors; pip install 'jdiff\[convert\]'$"):
+    with pytest.raises(ImportError, match=r"need safetensors: pip install 'jdiff\[convert\]'$"):
         convert.load(tmp_path / "a.safetensors", "resnet")
     with pytest.raises(ImportError, match="need safetensors"):
         files.write(tmp_path / "c.safetensors", {"w": np.ones(1)})

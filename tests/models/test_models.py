@@ -1,5 +1,6 @@
 """What must hold of every network, of the UNet above all, and the registry."""
 
+import types
 import warnings
 
 import jax
@@ -11,6 +12,7 @@ from networks import compiled, random_variables
 import jdiff
 from jdiff.models import SelfAttention, UNet, create_model, list_models, register_model, registry
 from jdiff.models.embed import ClassEmbedding, class_labels
+from jdiff.models.unet import ResBlock
 
 SMALL = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, num_classes=3)
 ONE_LEVEL = SMALL | dict(multipliers=(1,), attention=(), middle_attention=True)
@@ -102,12 +104,27 @@ def test_bf16_computes_in_bf16_and_keeps_float32_parameters(one_level):
 
 
 def test_dropout_needs_training(one_level):
-    params, x, label, exact = one_level
-    model = UNet(**ONE_LEVEL, dropout=0.5)
-    np.testing.assert_allclose(compiled(model)(params, x, label, None), exact, atol=1e-5)
-    train = jax.jit(lambda key: model.apply(params, x, label, None, train=True, rngs={"dropout": key}))
-    one, two = train(jax.random.key(0)), train(jax.random.key(1))
+    """In a block by its values, in the network by the random bits that its program asks for."""
+    block, draw = ResBlock(8, dropout=0.5, out_scale=1.0), np.random.default_rng(0)
+    h, embedding = draw.normal(size=(2, 4, 4, 8)).astype("f"), draw.normal(size=(2, 16)).astype("f")
+    fresh = types.SimpleNamespace(init=lambda key, h, embedding: block.init(key, h, embedding, False))
+    variables = random_variables(fresh, h, embedding)
+
+    @jax.jit
+    def run(key):
+        trained = block.apply(variables, h, embedding, True, rngs={"dropout": key})
+        plain = block.clone(dropout=0.0).apply(variables, h, embedding, False)
+        return trained, block.apply(variables, h, embedding, False), plain
+
+    (one, evaluated, plain), (two, *_) = run(jax.random.key(0)), run(jax.random.key(1))
     assert np.abs(one - two).max() > 1e-3
+    np.testing.assert_allclose(evaluated, plain, atol=1e-5)
+
+    params, x, label, _ = one_level
+    network = lambda train: jax.make_jaxpr(  # noqa: E731
+        lambda key: UNet(**ONE_LEVEL, dropout=0.5).apply(params, x, label, None, train=train, rngs={"dropout": key})
+    )(jax.random.key(0))
+    assert "random_bits" in str(network(True)) and "random_bits" not in str(network(False))
 
 
 @pytest.mark.parametrize("name", ["mlp", "mlp_step"])

@@ -143,7 +143,7 @@ class Logarithm(nn.Module):
 
 def test_a_field_that_cannot_be_measured_is_an_error():
     with pytest.raises(ValueError, match="not finite; give noise labels"):
-        receptive_field(Logarithm(), (1, 4, 4, 1))
+        receptive_field(Logarithm(), (1, 4, 4, 1), random_variables(Logarithm(), jnp.zeros((1, 4, 4, 1)), jnp.ones(1)))
     with pytest.raises(ValueError, match=r"a shape is \(B, \*sizes, C\), got \(3, 2\)"):
         receptive_field(create_model("mlp"), (3, 2))
 
