@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class Prefetch:
@@ -17,7 +18,8 @@ class Prefetch:
         if ahead < 1:
             raise ValueError(f"prefetch keeps at least 1 chunk ready; got ahead={ahead}")
         self.waited = 0.0
-        self._ready, self._slots, self._stop = queue.SimpleQueue(), threading.Semaphore(ahead), threading.Event()
+        self._ready: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._slots, self._stop = threading.Semaphore(ahead), threading.Event()
         # the thread has no reference to self, so a forgotten iterator is collected, and then stops the thread
         work = (chunks, place, self._ready, self._slots, self._stop)
         self._thread = threading.Thread(target=_work, args=work, daemon=True, name="jdiff-prefetch")
@@ -74,7 +76,7 @@ def prefetch(chunks: Iterable, place: Callable | None = None, ahead: int = 1) ->
 
 def _work(chunks, place, ready, slots, stop) -> None:
     """Put (chunk, None) into `ready` for each chunk, and (None, error) at the end."""
-    error = StopIteration()
+    error: BaseException = StopIteration()
     try:
         iterator = iter(chunks)
         while True:

@@ -121,9 +121,9 @@ def to_data(x, is_image: bool) -> np.ndarray:
 def moments(x: np.ndarray, is_image: bool, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """(mean, std) over the rows of stored samples, in the model's numbers; `chunk` rows are added at once."""
     # sums of 256 squared pixels stay below 2^24: exact in float32
-    kind = np.float32 if is_image else np.float64
+    kind: np.dtype = np.dtype(np.float32 if is_image else np.float64)
     total, square = np.zeros(x.shape[1:]), np.zeros(x.shape[1:])
-    middle = kind(0) if is_image else np.mean(x, 0, dtype=kind)
+    middle = np.zeros((), kind) if is_image else np.mean(x, 0, dtype=kind)
     for first in range(0, len(x), chunk):
         part = x[first : first + chunk].astype(kind) - middle
         total += part.sum(0)

@@ -40,19 +40,19 @@ def arrays(
     Raises:
         DataError: the file is not there, damaged, or holds anything else.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise DataError(f"arrays: there is no file {path}")
-    x, of_x = _open(path, LABELS if labels else (), cache)
-    x = _checked(x, path)
-    of_x = None if of_x is None else _checked_labels(of_x, len(x), path)
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"arrays: there is no file {file}")
+    x, of_x = _open(file, LABELS if labels else (), cache)
+    x = _checked(x, file)
+    of_x = None if of_x is None else _checked_labels(of_x, len(x), file)
     keep, held = hold_out(len(x), held_out, seed)
     if len(held) == 0:
         held_x, x = x[:0], x
     else:
         held_x, x = x[held], x[keep]
     pick = (lambda rows: None) if of_x is None else (lambda rows: of_x[rows])
-    return Dataset(path.stem, x, pick(keep), held_x, pick(held), _count(of_x, classes, path))
+    return Dataset(file.stem, x, pick(keep), held_x, pick(held), _count(of_x, classes, file))
 
 
 def _open(path: Path, of_labels: tuple[str, ...], cache: int):
@@ -67,8 +67,9 @@ def _open(path: Path, of_labels: tuple[str, ...], cache: int):
         if name is None:
             have = ", ".join(names) or "nothing"
             raise DataError(f"arrays: {path} holds {have}; expected samples under one of {', '.join(SAMPLES)}")
-        found = foreign.read_npz(path, (name, label), cache, "give a larger cache=")
-        return found[name], found.get(label)
+        wanted = [name] if label is None else [name, label]
+        found = foreign.read_npz(path, wanted, cache, "give a larger cache=")
+        return found[name], None if label is None else found[label]
     except DataError:
         raise
     except (ValueError, OSError) as error:

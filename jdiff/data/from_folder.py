@@ -92,7 +92,8 @@ def _files(root: Path) -> list[Path]:
     """All images under a folder, links followed, in an order that does not depend on the file system."""
     if not root.is_dir():
         raise DataError(f"folder: {root} is no directory; expected one with images in it or in its sub-folders")
-    found, repeated = [], []
+    found: list[Path] = []
+    repeated: list[Path] = []
     for where, names in _walk(root, repeated):
         found += [where / name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
     if repeated:
@@ -127,14 +128,14 @@ def _walk(root: Path, repeated: list[Path]) -> Iterator[tuple[Path, list[str]]]:
 def _classes(root: Path, files: list[Path]) -> tuple[list[str], np.ndarray | None]:
     """(names of the classes, class of each file (n,) int32), or ([], None) where there are none."""
     parts = [file.relative_to(root).parts for file in files]
-    first = [part[0] if len(part) > 1 else None for part in parts]
-    if None in first and any(first):
-        flat = files[first.index(None)].name
+    first = [part[0] if len(part) > 1 else "" for part in parts]
+    if "" in first and any(first):
+        flat = files[first.index("")].name
         raise DataError(
             f"folder: {root} has images beside its sub-folders, such as {flat}, so their class is unclear; "
             "move them into a sub-folder, or give labels=False"
         )
-    names = sorted({name for name in first if name is not None})
+    names = sorted({name for name in first if name})
     if len(names) < 2:
         return [], None
     number = {name: i for i, name in enumerate(names)}

@@ -103,7 +103,8 @@ class Records:
 
     def _stream(self, seed, batch, visits, rows) -> Iterator[Batches]:
         own_rows(rows, batch)
-        position, batches = None, None
+        position: int | None = None
+        batches: Any = None  # Grain's iterator
         try:
             for start, count in visits:
                 if start != position:
@@ -112,8 +113,8 @@ class Records:
                     batches = self._batches(seed, batch, rows, start)
                 chunk = [next(batches) for _ in range(count)]
                 position = start + count
-                x, labels = (np.stack(part) if part[0] is not None else None for part in zip(*chunk, strict=True))
-                yield Batches(x, labels)
+                x, labels = zip(*chunk, strict=True)
+                yield Batches(np.stack(x), None if labels[0] is None else np.stack(labels))
         finally:
             if batches is not None:
                 batches.close()

@@ -32,8 +32,14 @@ class Judge:
         Returns:
             (labels (N,), features (N, D)); features are the input of the last layer.
         """
-        run = jax.jit(lambda v, x: (self.model.apply(v, x).argmax(-1), self.model.apply(v, x, method="features")))
-        labels, features = [], []
+
+        @jax.jit
+        def run(variables, x):
+            logits, features = self.model.apply(variables, x), self.model.apply(variables, x, method="features")
+            return logits.argmax(-1), features
+
+        labels: list[np.ndarray] = []
+        features: list[np.ndarray] = []
         for first in range(0, len(x), batch):
             part = np.asarray(x[first : first + batch], np.float32)
             whole = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
