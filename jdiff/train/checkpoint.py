@@ -99,7 +99,8 @@ class Writer:
         if keep_every is not None and keep_every < 1:
             raise ValueError(f"keep_every is a number of steps, at least 1, or None; got {keep_every}")
         self._directory, self._keep, self._keep_every = Path(directory), keep, keep_every
-        self._manager, self._step = None, None
+        self._manager: Any = None  # Orbax's, from the first `save` to `close`
+        self._step: int | None = None  # which is being written
         self._background = contextlib.ExitStack()  # of what holds from the first `save` to `close`
 
     def __enter__(self) -> "Writer":
@@ -265,7 +266,8 @@ def _newest(directory, like: dict, step: int | None, strict: bool = False) -> tu
     damaged, fatal = {}, set()
     with _quiet():
         for candidate in reversed(candidates):
-            path, difference, items, doubt, hollow = named[candidate], None, None, None, None
+            path, difference, doubt, hollow = named[candidate], None, None, None
+            items: dict[str, Any] = {}
             try:
                 if hollow := _hollow(path):
                     raise _Damaged(hollow)

@@ -8,7 +8,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def _inverse_sqrt(lr, steps, reference):
     return lambda step: lr / jnp.sqrt(jnp.maximum(jnp.asarray(step, jnp.float32) / reference, 1.0))
 
 
-LR_SCHEDULES = {
+LR_SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "constant": lambda lr, steps: optax.constant_schedule(lr),
     "cosine": _cosine,
     "linear": _linear,
@@ -138,7 +138,7 @@ def _matrices(params):
     return jax.tree.map(leaf, kernels(params), params)
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": optax.adam,
     "adamw": optax.adamw,
     "adamax": optax.adamax,
@@ -249,7 +249,7 @@ def _named(kind: str, table: dict, name: str, args: dict, given: tuple):
     return make
 
 
-def _is_number(value) -> bool:
+def _is_number(value) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -41,16 +41,15 @@ def initialize(
         ValueError: only some of the three are given, or they have no meaning.
     """
     limits = dict(initialization_timeout=math.ceil(timeout), heartbeat_timeout_seconds=math.ceil(heartbeat))
-    given = [coordinator is not None, processes is not None, process_id is not None]
-    if any(given):
-        if not all(given):
-            raise ValueError("give the coordinator's HOST:PORT, the number of processes and this one's id, all three")
+    if coordinator is not None and processes is not None and process_id is not None:
         if ":" not in coordinator or not 0 <= process_id < processes:
             raise ValueError(
                 f"expected a coordinator HOST:PORT and an id from 0 to {processes - 1}; "
                 f"got {coordinator!r} and {process_id}"
             )
         _join(coordinator, processes, process_id, **limits)
+    elif coordinator is not None or processes is not None or process_id is not None:
+        raise ValueError("give the coordinator's HOST:PORT, the number of processes and this one's id, all three")
     elif in_cluster():
         _join(**limits)
     return jax.process_count() > 1

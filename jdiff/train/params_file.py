@@ -36,11 +36,11 @@ def write_params(path, params: Any, notes: dict | None = None) -> None:
     Raises:
         OSError: the file could not be written; the message names `path`.
     """
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, leaf in named_leaves(params).items():
         whole = host(leaf)
         if jax.process_index() == 0:
-            arrays[name] = np.float32(whole) if whole.dtype.kind == "V" else whole
+            arrays[name] = whole.astype(np.float32) if whole.dtype.kind == "V" else whole
     if jax.process_index():
         return
     record = np.frombuffer(json.dumps((notes or {}) | _contents(arrays)).encode(), np.uint8)

@@ -171,7 +171,8 @@ def snapshots(directory) -> list[Snapshot]:
         CheckpointError: a file has the form of a snapshot's name and says an impossible step or width, or two files say
             the same ones.
     """
-    directory, found = Path(directory), {}
+    directory = Path(directory)
+    found: dict[tuple, Snapshot] = {}  # by step and sigma_rel
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         if match := SNAPSHOT.fullmatch(path.name):
             try:
@@ -196,7 +197,9 @@ def load(snapshots: Iterable[Snapshot]) -> Iterator[dict[str, np.ndarray]]:
     Raises:
         CheckpointError: a file is missing, damaged, renamed or of another model; the message names it.
     """
-    first, shapes, old = None, None, []
+    first: Snapshot | None = None
+    shapes: dict[str, tuple[int, ...]] = {}  # those of the first one
+    old: list[Snapshot] = []
     for snapshot in snapshots:
         arrays, record = read_recorded(snapshot.path)
         found = {name: array.shape for name, array in arrays.items()}

@@ -14,8 +14,7 @@ from jdiff.core.keys import BatchKey, fold
 from jdiff.train.ema import constant, update
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """What a run knows after some steps; it holds arrays only, so it can be donated, sharded and checkpointed.
 
     Args:
