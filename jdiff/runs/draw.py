@@ -52,7 +52,7 @@ def draw(
     key,
     num: int,
     sampling: Sample,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int] | np.ndarray | None = None,
     *,
     batch: int = 500,
     path: bool = False,
@@ -82,16 +82,17 @@ def draw(
     cycle = np.resize(np.arange(classes) if labels is None else np.asarray(labels), num) if classes else None
     size = min(batch, num)
     one_batch = jax.jit(make_sampler(run, sampling, size), static_argnames="path")
-    samples, paths = [], []
+    drawn: list[np.ndarray] = []
+    paths: list[np.ndarray] = []
     for first in range(0, num, size):
         rows = np.minimum(np.arange(first, first + size), num - 1)  # the last batch is filled up, then cut
         cond = None if cycle is None else jnp.asarray(cycle[rows], jnp.int32)
         x, states = one_batch(params, key, rows, cond, path)
         kept = min(size, num - first)
-        samples.append(np.asarray(x)[:kept])
+        drawn.append(np.asarray(x)[:kept])
         if path:
             paths.append(np.asarray(states)[:, :kept])
-    samples = np.concatenate(samples)
+    samples = np.concatenate(drawn)
     check_samples(samples, params)
     return (samples, cycle, np.concatenate(paths, axis=1)) if path else (samples, cycle)
 
@@ -157,7 +158,7 @@ def check_samples(samples: np.ndarray, params: Any) -> None:
     raise ConfigError(f"{bad.sum():,} of {len(samples):,} samples are {what}: {advice}")
 
 
-def _check_labels(labels: Sequence[int], classes: int) -> None:
+def _check_labels(labels: Sequence[int] | np.ndarray, classes: int) -> None:
     if not classes:
         raise ConfigError("labels were given, but this run has no classes")
     wrong = [label for label in labels if not 0 <= label < classes]

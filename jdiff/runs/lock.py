@@ -19,11 +19,6 @@ from jdiff.runs.signals import end
 from jdiff.train import checkpoint
 from jdiff.train.parallel import anywhere
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: there the record alone counts
-    fcntl = None
-
 BEAT = 5.0  # seconds between two heartbeats
 STALE = 60.0  # seconds without one after which a process on another host is taken for dead
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
@@ -119,7 +114,9 @@ def _take(directory: Path, notify) -> Callable:
 
 def _flock(file: int) -> bool | None:
     """Whether the file was free and is ours now; None where that cannot be known, as on some network file systems."""
-    if fcntl is None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows: there the record alone counts
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

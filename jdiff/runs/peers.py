@@ -3,6 +3,7 @@
 import contextlib
 import hmac
 import json
+import math
 import secrets
 import select
 import socket
@@ -61,7 +62,9 @@ def _unmark(marks: Path, place) -> None:
 
 def _await(marks: Path, place, address: str, timeout: float, say, done: threading.Event) -> None:
     rank, count = place or (None, 0)
-    begun, speak, seen, moved = time.monotonic(), PATIENCE, {}, {}
+    begun, speak = time.monotonic(), PATIENCE
+    seen: dict[int, bytes] = {}  # the last mark of each process
+    moved: dict[int, float] = {}  # when it was last renewed
     while not done.wait(TICK):
         now = time.monotonic()
         with contextlib.suppress(OSError):  # where it cannot be written, the lock will say so
@@ -69,11 +72,12 @@ def _await(marks: Path, place, address: str, timeout: float, say, done: threadin
                 files.write(marks / str(rank), lambda file: file.write(secrets.token_bytes(8)))
         for other in range(count):  # one that was killed has left a mark too, but does not renew it
             mark = _bytes(marks / str(other))
-            moved[other] = now if mark and mark != seen.setdefault(other, mark) else moved.get(other)
+            if mark and mark != seen.setdefault(other, mark):
+                moved[other] = now
             seen[other] = mark
         if now - begun < min(speak, timeout):
             continue
-        late = [other for other in range(count) if other != rank and (not moved[other] or now - moved[other] > 5)]
+        late = [other for other in range(count) if other != rank and now - moved.get(other, -math.inf) > 5]
         who = f"process {' and '.join(map(str, late))} of {count}" if late else f"an answer from {address}"
         if now - begun >= timeout:
             _unmark(marks, place)
@@ -110,7 +114,9 @@ class Watch:
     def __init__(self, timeout: float, last: Callable[[], str], host: str | None = None):
         self._timeout, self._last, self._host = timeout, last, host
         self._rank, self._count = jax.process_index(), jax.process_count()
-        self._peers, self._left, self._done = {}, {}, threading.Event()
+        self._peers: dict[int, socket.socket] = {}
+        self._left: dict[int, int] = {}  # the status with which each one has left
+        self._done = threading.Event()
 
     def __enter__(self) -> "Watch":
         if self._count > 1:
@@ -203,7 +209,9 @@ def _admit(server: socket.socket, token: str, count: int) -> dict[int, socket.so
 
     All who connect are listened to at once, each for a few seconds: strangers who say nothing hold nobody up.
     """
-    peers, guests, until = {}, {}, time.monotonic() + ADMISSION
+    peers: dict[int, socket.socket] = {}
+    guests: dict[socket.socket, tuple[float, bytes]] = {}  # since when, and what each has said
+    until = time.monotonic() + ADMISSION
     with server:
         server.settimeout(0.0)
         while len(peers) < count - 1 and time.monotonic() < until:

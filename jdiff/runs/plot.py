@@ -75,7 +75,7 @@ def plane_figure(path, forward, backward, losses=None) -> None:
         for column, (t, points) in enumerate(panels):
             axes = figure.add_subplot(grid[row, column])
             shown = np.asarray(points)[np.random.default_rng(0).permutation(len(points))[:POINTS]]  # they may be sorted
-            axes.scatter(*shown.T, s=1.2, color=color, alpha=0.35, linewidths=0, rasterized=True)
+            axes.scatter(shown[:, 0], shown[:, 1], s=1.2, color=color, alpha=0.35, linewidths=0, rasterized=True)
             reach = 1.1 * float(np.quantile(np.abs(points), 0.999))
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", yticks=[])
             axes.set_xticks([-reach / 1.1, 0, reach / 1.1], [f"{-reach / 1.1:.2g}", "0", f"{reach / 1.1:.2g}"])

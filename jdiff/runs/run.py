@@ -182,8 +182,8 @@ def check_noted(run: Run, step: int | None = None, ignore: Iterable[str] = ()) -
         ConfigError: it was trained with another config.
     """
     steps = checkpoint.steps(run.checkpoints) if step is None else [step]
-    noted = [(s, checkpoint.read_note(run.checkpoints, s).get("config")) for s in reversed(steps)]
-    step, noted = next(((s, config) for s, config in noted if config), (None, None))
+    notes = [(s, checkpoint.read_note(run.checkpoints, s).get("config")) for s in reversed(steps)]
+    step, noted = next(((s, config) for s, config in notes if config), (None, None))
     if noted is None:
         return
     try:

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 HANDLED = 0x80  # set in the byte by which the handler tells of a signal; their numbers are below 65
@@ -46,7 +46,7 @@ class Signals:
         self.patient = False
         self.when = "before the first step"  # for the line
         self.speaks = True  # of several processes one is enough
-        self.before_end = []  # to be called before the process is ended
+        self.before_end: list[Callable[[int], object]] = []  # to be called before the process is ended
 
     def __enter__(self) -> "Signals":
         self._ours, theirs = socket.socketpair()
@@ -70,7 +70,8 @@ class Signals:
     def _watch(self) -> None:
         # An event loop in the main thread, as uvloop's under Orbax, has its own socket in place of ours while it runs.
         # The handler tells of every signal again, later: one of which only it tells has arrived then.
-        arrived, handled = collections.Counter(), collections.Counter()
+        arrived: collections.Counter[int] = collections.Counter()
+        handled: collections.Counter[int] = collections.Counter()
         with self._ours:
             while byte := self._ours.recv(1):
                 number = byte[0] & ~HANDLED

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -80,7 +81,8 @@ class Log:
             from tqdm import tqdm
 
         self.path, self.total, self.images, self.first = directory / "metrics.jsonl", total, images, first
-        self.peak, self.board = peak, None
+        self.peak = peak
+        self.board: Any = None  # TensorBoard's writer, where this process speaks
         if first:
             with needs("the log of a run needs"):
                 from tensorboardX import SummaryWriter
@@ -93,7 +95,8 @@ class Log:
             self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
         quiet = not (first and sys.stderr.isatty())
         self.bar = tqdm(total=total, initial=start, unit="step", disable=quiet, dynamic_ncols=True)
-        self.step, self.time, self.compiled, self.spoke, self.visits = start, time.perf_counter(), None, 0.0, 0
+        self.step, self.time, self.spoke, self.visits = start, time.perf_counter(), 0.0, 0
+        self.compiled: tuple[int, float] | None = None  # step and time of the first visit
 
     def visit(self, step: int, numbers: dict[str, float], waited: float = 0.0) -> None:
         """Note the steps since the last visit: their mean `numbers`, `loss` among them, and seconds spent on data."""

@@ -87,7 +87,7 @@ def test_another_host(tmp_path, monkeypatch, age, beats, refused):
 
 @pytest.mark.parametrize("pid", [os.getpid(), DEAD], ids=["alive", "dead"])
 def test_without_flock_the_record_counts(tmp_path, monkeypatch, pid):
-    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # its import is an ImportError then
     monkeypatch.setattr(lock.time, "sleep", lambda seconds: None)
     record(tmp_path, pid=pid)
     try:
