@@ -5,6 +5,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -182,7 +183,7 @@ def build_model(config: Config, classes: int):
     Raises:
         ConfigError: there is no such network, a field is unknown or out of range, or the network does not fit the loss.
     """
-    fields = dict(num_classes=classes)
+    fields: dict[str, Any] = dict(num_classes=classes)
     # the channels of the output over those of the input
     channels = (2 if config.loss.name == "hybrid" else 1) / (1 if config.self_conditioning is None else 2)
     if channels != 1:

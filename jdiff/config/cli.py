@@ -34,12 +34,14 @@ def run_script(main: Callable[[list[str]], int], *errors: type[Exception]) -> No
         main: the function of the script.
         errors: further kinds of errors whose text is a line for its user.
     """
+    usual = (ConfigError, CheckpointError, DataError, MissingExtra, OSError, MemoryError)
+    caught: tuple[type[Exception], ...] = (*usual, *errors)
     try:
         status = main(sys.argv[1:])
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
         status = 130
-    except (ConfigError, CheckpointError, DataError, MissingExtra, OSError, MemoryError, *errors) as error:
+    except caught as error:
         fail(error)
     sys.exit(status)
 
@@ -96,7 +98,7 @@ def parse(cls: type[A], argv: list[str], default: A | None = None, **about) -> A
         MissingExtra: tyro is not installed.
         SystemExit: the help was asked for, and is printed.
     """
-    typed = {}
+    typed: dict[str, dict[str, Any]] = {}
     if default is not None:
         argv, typed, default = _typed_arguments(list(argv), default)
     return _with_arguments(_by_tyro(cls, list(argv), default, about), typed)
@@ -130,7 +132,7 @@ def parse_with_config(cls: type[A], argv: list[str], **about) -> tuple[A, Config
     both = dataclasses.make_dataclass(
         "Both", [("own", Annotated[cls, flattened]), ("config", Annotated[Config, flattened], config)]
     )
-    parsed = _by_tyro(both, argv, None, about)
+    parsed: Any = _by_tyro(both, argv, None, about)
     return parsed.own, _with_arguments(parsed.config, typed)
 
 
@@ -161,8 +163,8 @@ def _options_of(cls: type) -> list[str]:
     """The dotted names of the settings of a dataclass; those of a field with a default as the default has them."""
     names = []
     for field in dataclasses.fields(cls):
-        inner = getattr(field.type, "__origin__", field.type)
-        if not dataclasses.is_dataclass(inner):
+        inner: Any = getattr(field.type, "__origin__", field.type)
+        if not (isinstance(inner, type) and dataclasses.is_dataclass(inner)):
             names.append(field.name)
         elif isinstance(field.default, inner):
             names += flat(field.default)
@@ -211,7 +213,10 @@ def _typed_arguments(argv: list[str], default) -> tuple[list[str], dict, Any]:
     Returns:
         (the words left for tyro, {field: {argument: value}}, the default with the names that were typed).
     """
-    fields, names, left, typed = _named_fields(default), {}, [], {}
+    fields = _named_fields(default)
+    names: dict[str, str] = {}
+    left: list[str] = []
+    typed: dict[str, dict[str, Any]] = {}
     for word, following in itertools.zip_longest(argv, argv[1:]):
         option, equals, name = word.partition("=")
         field = _underscored(option).removesuffix(".name")

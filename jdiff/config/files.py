@@ -26,7 +26,7 @@ def load_config(path) -> Config:
         hint = did_you_mean(path.stem, nearby)
         raise ConfigError(f"no config file {path}{hint}; expected a Python file that exports `config = Config(...)`")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file; expected one that exports `config = Config(...)`")
     module = importlib.util.module_from_spec(spec)
     try:
@@ -75,8 +75,8 @@ def from_json(source: str | Path) -> Config:
 
     where = f"{source} is" if isinstance(source, Path) else "this is"
     try:
-        read = foreign.read_json if isinstance(source, Path) else foreign.parse_json
-        return dacite.from_dict(Config, as_tuples(read(source, integer)), dacite.Config(strict=True))
+        read = foreign.read_json(source, integer) if isinstance(source, Path) else foreign.parse_json(source, integer)
+        return dacite.from_dict(Config, as_tuples(read), dacite.Config(strict=True))
     except OSError as error:
         raise ConfigError(f"cannot read {source}: {error.strerror or error}") from error
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, dacite.DaciteError) as error:

@@ -208,7 +208,7 @@ def _check_fields(settings, prefix: str = "") -> None:
     """Raise ConfigError unless every field of a config holds what its annotation says, and finite numbers."""
     for field in dataclasses.fields(settings):
         name, value = f"{prefix}{field.name}", getattr(settings, field.name)
-        if dataclasses.is_dataclass(field.type):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             if not isinstance(value, field.type):
                 raise ConfigError(f"{name} must be a {field.type.__name__}(...), got {value!r}")
             if not isinstance(value, Named):
@@ -225,8 +225,7 @@ def _check_value(what: str, value, annotation, default=inspect.Parameter.empty) 
     The kind of the default is allowed too. Where neither says anything, every value is.
     """
     parts = typing.get_args(annotation) if typing.get_origin(annotation) in UNIONS else (annotation,)
-    parts = [typing.get_origin(part) or part for part in parts]
-    kinds = [kind for kind in parts if kind in KINDS]
+    kinds = [kind for kind in (typing.get_origin(part) or part for part in parts) if kind in KINDS]
     if default is not inspect.Parameter.empty and type(default) in KINDS and type(default) not in kinds:
         kinds.append(type(default))
     if not [kind for kind in kinds if kind is not type(None)]:
