@@ -90,7 +90,7 @@ def over_the_mesh(f, check=True):
     return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=check))
 
 
-def assert_same(f, rtol=2e-5, check=True):
+def assert_the_mesh_is_one_device(f, rtol=2e-5, check=True):
     got, want = over_the_mesh(f, check)(X, KEYS, LABELS), jax.jit(f)(X, KEYS, LABELS)
     chex.assert_trees_all_close(got, want, rtol=rtol, atol=rtol)
 
@@ -107,13 +107,13 @@ def test_solvers_with_memory_are_traced(name):
 
 
 def test_samples_of_a_mesh_are_those_of_one_device():
-    assert_same(VERBS["path"])
+    assert_the_mesh_is_one_device(VERBS["path"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VERBS)
 def test_verbs(name):
-    assert_same(VERBS[name])
+    assert_the_mesh_is_one_device(VERBS[name])
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ def test_solvers(name):
         out, back = jax.vjp(lambda x: sampled(SOLVERS[name](), x, keys), x)
         return out, back(jnp.ones_like(out))
 
-    assert_same(both)
+    assert_the_mesh_is_one_device(both)
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_adaptive_steps_without_the_check():
         ode, _ = jdiff.sample_adaptive(weighted, SCHEDULE, x, rtol=1e-3, atol=1e-3)
         return ode, jdiff.sample_adaptive(DENOISE, SCHEDULE, x, keys, sde=True, rtol=3e-2, atol=3e-2)[0]
 
-    assert_same(verbs, rtol=1e-3, check=False)
+    assert_the_mesh_is_one_device(verbs, rtol=1e-3, check=False)
 
 
 @pytest.mark.parametrize(

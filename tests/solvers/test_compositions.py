@@ -128,17 +128,29 @@ def test_restart_over_multistep_reaches_the_modes():
     assert share(jax.random.key(2)) > 0.97
 
 
-COMPILE_QUICKLY = ("dpmpp_2m", "unipc_3", "gradient_estimation")
+def plan(name, times, breaks=None):
+    solver = REMEMBERING[name]
+    if isinstance(solver, solvers.Multistep):
+        solver = solver.replace(low_order_below=0)  # fewer steps follow a break than there were before
+    return solver.plan(SCHEDULE, times, len(times), breaks)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in COMPILE_QUICKLY else pytest.mark.slow) for name in REMEMBERING]
-)
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_a_break_begins_a_new_path(name):
+    """From the break on, the coefficients of all steps are those of a grid that begins there."""
+    with jax.enable_x64(True):
+        times, broken = grid.karras(SCHEDULE, 12), 5
+        whole = plan(name, times, np.arange(len(times) - 1) == broken)
+        after = jax.tree.map(lambda a: a[broken:], whole)
+        chex.assert_trees_all_close(after, plan(name, times[broken:]), rtol=1e-9, atol=1e-9, strict=True)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc_3", "gradient_estimation"])
 def test_a_restart_begins_a_new_path(name):
     """From the restart on, samples are those of the base alone, started where the restart ended."""
     base = REMEMBERING[name]
     if isinstance(base, solvers.Multistep):
-        base = base.replace(low_order_below=0)  # fewer steps follow than before
+        base = base.replace(low_order_below=0)
     solver = solvers.Restart(base, low=1.0, high=3.0, rounds=1, steps=2)
     crossing = int(np.argmax(np.asarray(SCHEDULE.sigma(TIMES)) <= 1.0))
     assert 3 < crossing < len(TIMES) - 3
@@ -151,18 +163,12 @@ def test_a_restart_begins_a_new_path(name):
     chex.assert_trees_all_close(*both(X), rtol=2e-5, atol=2e-5)
 
 
-def test_a_predictor_after_a_corrector_begins_anew():
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc_3", "lms_4", "gradient_estimation"])
+def test_a_predictor_after_a_corrector_begins_anew(name):
     """Its steps are first steps: those of DDIM, whatever the method."""
-
-    @jax.jit
-    def run(x):
-        def one(predictor):
-            solver = solvers.PredictorCorrector(predictor, solvers.Langevin(0.1))
-            return jdiff.sample(solver, bend, SCHEDULE, x, TIMES, jax.random.key(1), checkpoint=False)
-
-        names = ("dpmpp_2m", "unipc_3", "lms_4", "gradient_estimation")
-        return one(solvers.DDIM(0.0)), [one(REMEMBERING[name]) for name in names]
-
-    expected, others = run(X)
-    for other in others:
-        chex.assert_trees_all_close(other, expected, rtol=2e-5, atol=2e-5)
+    solver = solvers.PredictorCorrector(REMEMBERING[name], solvers.Langevin(0.1))
+    with jax.enable_x64(True):
+        times = grid.karras(SCHEDULE, 12)
+        first_order, weights, *_ = solver.plan(SCHEDULE, times, len(times))
+        np.testing.assert_array_equal(weights, 0)
+        chex.assert_trees_all_close(first_order, solvers.DDIM(0.0).plan(SCHEDULE, times, len(times)), rtol=1e-9)

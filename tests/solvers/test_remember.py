@@ -72,8 +72,8 @@ ALL = {
     "ddim": solvers.DDIM(), "ddpm": solvers.DDPM(), "heun": solvers.Heun(), "unipc": solvers.UniPC(3),
     "dpmpp3m": solvers.DPMpp3M(start="single_step"), "churn": solvers.EDMStochastic(), "dpmppsde": solvers.DPMppSDE(),
     "rk4": solvers.RK4(), "dpmpp2m": solvers.DPMpp2M(), "deis": solvers.DEIS(), "pndm": solvers.PNDM(),
-    "lms": solvers.LMS(), "sa": solvers.SASolver(), "em": solvers.EulerMaruyama(), "restart": solvers.Restart(rounds=1, steps=2),
-    "dpm2a": solvers.DPM2Ancestral(), "corrector": solvers.PredictorCorrector(solvers.EulerMaruyama()),
+    "lms": solvers.LMS(), "sa": solvers.SASolver(), "em": solvers.EulerMaruyama(), "dpm2a": solvers.DPM2Ancestral(),
+    "restart": solvers.Restart(rounds=1, steps=2), "corrector": solvers.PredictorCorrector(solvers.EulerMaruyama()),
 }  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def exact_end(name):
     """(denoiser, noise at 0.7, its exact image at 0.05) of the mixture under a schedule, in float64."""
     schedule = one_of(name)
     denoise = mixture().denoise(schedule)
-    x = jdiff.prior(schedule, jax.random.key(0), (16, 2), 0.7, dtype=jnp.float64)
+    x = jnp.asarray(float(SCHEDULES[name].sigma(0.7)) * np.random.default_rng(0).normal(size=(16, 2)))
     return denoise, x, exact_flow(schedule, denoise, x, 0.7, 0.05)
 
 
@@ -108,6 +108,45 @@ def test_order_of_convergence(schedule, solver):
             errors.append(np.sqrt(np.mean((np.asarray(end) - truth) ** 2)))
         slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
         assert slope > order - 0.2, (slope, errors)
+
+
+COMPOSED = {
+    "churn": solvers.EDMStochastic(),
+    "restart": solvers.Restart(solvers.DPMpp2M(), low=0.1, high=1.0),
+    "predictor_corrector": solvers.PredictorCorrector(solvers.UniPC()),
+    "annealed_langevin": solvers.AnnealedLangevin(steps=3),
+}
+ALL = DETERMINISTIC | STOCHASTIC | COMPOSED
+
+
+class Recording(jdiff.Denoise):
+    """A denoiser that keeps its predictions in the order in which it made them."""
+
+    def __init__(self, base):
+        self.base, self.schedule, self.predictions = base, base.schedule, []
+
+    def predict(self, x, t):
+        self.predictions.append(self.base.predict(x, t))
+        return self.predictions[-1]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_step_returns_its_first_prediction(name):
+    """The very arrays of the first prediction: the step is traced only, and each evaluation makes new ones."""
+    solver, times, recording = ALL[name], jnp.array([0.7, 0.4, 0.2]), Recording(Diagonal(jdiff.VP()))
+
+    def step(x, keys):
+        plan, state = solver.plan(recording.schedule, times, len(times)), solver.init(x)
+        now = solvers.Now(0, times[0], times[1], jax.tree.map(lambda a: a[0], plan))
+        x_s, new_state, prediction = solver.step(recording, recording.schedule, x, now, state, keys)
+        first, *later = recording.predictions
+        assert prediction.x0 is first.x0 and prediction.eps is first.eps
+        assert all(prediction.x0 is not other.x0 for other in later)
+        chex.assert_equal_shape([x, x_s, *prediction[:2]])
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
+        return x_s, prediction
+
+    jax.eval_shape(step, jnp.ones((4, 3)), jax.random.split(jax.random.key(0), 4))
 
 
 @noun
@@ -213,11 +252,11 @@ def smooth_times(schedule, n, start=0.7, end=0.05):
 def test_ddim_eta_1_is_ddpm():
     """Same key, same numbers: DDIM(1) is ancestral sampling."""
     schedule = jdiff.discrete(jdiff.betas.linear(100))
-    denoise, times = mixture().denoise(schedule), jdiff.grid.discrete(100, 100)
-    x = jdiff.prior(schedule, jax.random.key(0), (8, 2))
+    denoise, times = Diagonal(schedule), jdiff.grid.discrete(100, 100)
+    x = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
     a = jitted_sample()(solvers.DDIM(1.0), denoise, schedule, x, times, jax.random.key(1))
     b = jitted_sample()(solvers.DDPM(), denoise, schedule, x, times, jax.random.key(1))
-    chex.assert_trees_all_close(a, b, atol=1e-6)
+    chex.assert_trees_all_close(a, b, atol=1e-6, strict=True)
 
 
 @pytest.mark.parametrize("name", ["small", "large", "learned"])
@@ -227,9 +266,7 @@ def test_ddpm_is_ho_posterior(name):
     betas = jdiff.betas.linear(T)
     bar = np.cumprod(1 - betas)
     schedule = jdiff.discrete(betas)
-    x = jax.random.normal(jax.random.key(0), (4, 3))
-    x0 = 0.3 * jax.random.normal(jax.random.key(1), (4, 3))
-    learned = jax.random.uniform(jax.random.key(2), (4, 3), minval=-1.0, maxval=1.0)
+    x, x0, learned = np.random.default_rng(0).uniform(-1, 1, (3, 4, 3)).astype(np.float32)
 
     class Fixed(jdiff.Denoise):
         def predict(self, x, t):
