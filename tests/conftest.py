@@ -19,22 +19,6 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# all tests within 10 minutes on two cores: of these, every n-th is run each time, the others are slow (0: all of them)
-EVERY = {
-}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Mark as slow what `EVERY` leaves out, counting the cases that are not slow already."""
-    seen = {}
-    for item in items:
-        name = f"{item.path.name}::{item.originalname}"
-        if name in EVERY and item.get_closest_marker("slow") is None:
-            count = seen[name] = seen.get(name, -1) + 1
-            if not EVERY[name] or count % EVERY[name]:
-                item.add_marker("slow")
-
 
 @pytest.fixture(autouse=True)
 def traces():
