@@ -20,6 +20,12 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_configure(config):
+    """Compile the quick tests without most of XLA's optimisations: that halves their time. Slow tests have them all."""
+    if config.option.markexpr == "not slow":
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(autouse=True)
 def traces():
     """Let `chex.assert_max_traces` count each test's traces alone."""

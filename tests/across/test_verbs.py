@@ -3,9 +3,11 @@
 All verbs are in one function, so that each way is one program. A verb without a row here fails the test of the house.
 """
 
+import ast
 import inspect
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -152,7 +154,10 @@ NO_VERBS = ("create_model", "list_models", "register_model", "discrete")  # they
 def public_verbs() -> set[str]:
     """The functions that users name: those of `jdiff`, and of the modules that it hands on."""
     found, names = {}, {}
-    modules = [("", jdiff)] + [(f"{name}.", part) for name, part in vars(jdiff).items() if inspect.ismodule(part)]
+    face = ast.walk(ast.parse(Path(jdiff.__file__).read_text()))
+    handed_on = {alias.name for node in face if isinstance(node, ast.ImportFrom) for alias in node.names}
+    parts = {name: vars(jdiff)[name] for name in handed_on if inspect.ismodule(vars(jdiff)[name])}
+    modules = [("", jdiff)] + [(f"{name}.", part) for name, part in sorted(parts.items())]
     for prefix, module in modules:
         if prefix in ("convert.", "models.", "core.", "process.", "sampling.", "denoisers.", "oracle.", "schedules."):
             continue
