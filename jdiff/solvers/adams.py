@@ -117,8 +117,8 @@ def PNDM(start: str = "runge_kutta") -> Multistep:
         Liu et al. 2022, arXiv:2202.09778, section 3.3.
     """
     starts = {
-        "runge_kutta": Start(NOISE_BY_TIME, stages.RUNGE_KUTTA, count=3),
-        "trapezoid": Start(NOISE_BY_TIME, stages.TRAPEZOID, count=1),
+        "runge_kutta": Start(NOISE_BY_TIME, stages.RUNGE_KUTTA, steps=3),
+        "trapezoid": Start(NOISE_BY_TIME, stages.TRAPEZOID, steps=1),
     }
     if start not in starts:
         raise ValueError(f"PNDM: unknown start {start!r}; one of {', '.join(starts)}")

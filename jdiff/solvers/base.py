@@ -31,15 +31,17 @@ class Now(NamedTuple):
 
 
 class Solver(Protocol):
-    """What `sample` asks of a solver.
+    """What `sample` asks of a solver. `order` and `stochastic` may be attributes of the class, fields or properties."""
 
-    Attributes:
-        order: the order of convergence to the solution of the ODE, or of the SDE.
-        stochastic: whether it cannot run without a key.
-    """
+    @property
+    def order(self) -> int:
+        """The order of convergence to the solution of the ODE, or of the SDE."""
+        ...
 
-    order: int
-    stochastic: bool
+    @property
+    def stochastic(self) -> bool:
+        """Whether it cannot run without a key."""
+        ...
 
     def plan(self, schedule: Schedule, times: Array, n, breaks: Array | None = None) -> Any:
         """What each step needs, computed for all steps at once.

@@ -76,7 +76,7 @@ class DDPM:
         Ho et al. 2020, arXiv:2006.11239, section 3.2; Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15.
     """
 
-    variance: str = static("small")
+    variance: str = static(default="small")
     order = 1
     stochastic = True
 

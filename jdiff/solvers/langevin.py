@@ -49,8 +49,8 @@ class Langevin:
     """
 
     snr: Number = 0.16
-    steps: int = static(1)
-    norms: str = static("expected")
+    steps: int = static(default=1)
+    norms: str = static(default="expected")
 
     def check(self):
         check_range(self, 0, snr=self.snr)
@@ -136,7 +136,7 @@ class AnnealedLangevin:
     """
 
     step_size: Number = 0.2
-    steps: int = static(100)
+    steps: int = static(default=100)
     order = 1
     stochastic = True
 

@@ -5,6 +5,7 @@ x is a sum over the same predictions, so that predictor and corrector together a
 other weights: the plan adds them up, and a step costs the same.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -26,14 +27,14 @@ class Start(NamedTuple):
     Attributes:
         rule: what their stages interpolate.
         tableau: their stages.
-        count: how many steps are made so.
+        steps: how many steps are made so.
         two_nodes: as in `polynomial.weights`.
     """
 
     rule: Rule
     tableau: tuple
-    count: int
-    two_nodes: object = None
+    steps: int
+    two_nodes: Callable | None = None
 
 
 class MultistepPlan(NamedTuple):
@@ -78,12 +79,12 @@ class Multistep:
     """
 
     eta: Number | None = None
-    nodes: int = static(2)
-    rule: Rule = static(DATA)
-    two_nodes: object = static(None)
-    corrector: int = static(0)
-    start: Start | None = static(None)
-    low_order_below: int = static(SHORT_GRID)
+    nodes: int = static(default=2)
+    rule: Rule = static(default=DATA)
+    two_nodes: Callable | None = static(default=None)
+    corrector: int = static(default=0)
+    start: Start | None = static(default=None)
+    low_order_below: int = static(default=SHORT_GRID)
 
     def check(self):
         check_order("Multistep", self.nodes)
@@ -148,7 +149,7 @@ class Multistep:
         corrector = weights(with_new, jnp.concatenate([~no_signal[1:, None], usable & first(self.corrector)], 1))
         change = corrector - jnp.pad(predictor, ((0, 0), (1, 0)))  # of x_s, over (new, present, past ...)
         # The step before must have been one of this method, and of this path.
-        oldest = 1 if self.start is None else self.start.count + 1
+        oldest = 1 if self.start is None else self.start.steps + 1
         change_before = jnp.where((age >= oldest)[:, None], jnp.roll(change, 1, 0), 0)
         carried = self.rule.retained(schedule, t, s, rate)[:, None] * change_before
         return jnp.pad(predictor, ((0, 0), (0, 1)))[:, 1:] + carried[:, 1:]
@@ -170,7 +171,7 @@ class Multistep:
             start = self.start
             return stages.advance(start.rule, start.tableau, now.plan.start, denoise, x=x, t=now.t, first=first)
 
-        x_s = multistep() if self.start is None else lax.cond(now.plan.age < self.start.count, single_step, multistep)
+        x_s = multistep() if self.start is None else lax.cond(now.plan.age < self.start.steps, single_step, multistep)
         state = jnp.concatenate([present[None], state[:-1]]) if self.memory else state
         return x_s, state, first
 
@@ -198,5 +199,5 @@ def choose_start(name: str, start: str, order: int, rule: Rule, two_nodes=None) 
     # RK4 has order 4, which leaves an error of order 5 behind in one step: enough for both orders, and for three
     # evaluations instead of collocation's nine or sixteen.
     if order in (4, 5):
-        return Start(NOISE_BY_RATIO, stages.RUNGE_KUTTA, count=order - 1)
-    return Start(rule, stages.tableau_of_order(order), count=order - 1, two_nodes=two_nodes)
+        return Start(NOISE_BY_RATIO, stages.RUNGE_KUTTA, steps=order - 1)
+    return Start(rule, stages.tableau_of_order(order), steps=order - 1, two_nodes=two_nodes)

@@ -41,7 +41,7 @@ class Rule(NamedTuple):
     Attributes:
         pick: Prediction -> p, its x_0 or its eps.
         coordinate: (schedule, times (N,)) -> c (N,).
-        time: (schedule, c) -> the time at which the coordinate is c; None if there is no time between steps.
+        time: (schedule, c) -> the time at which the coordinate is c.
         density: (schedule, c, c_t, c_s, rate) -> m(c), up to a factor.
         total: (schedule, t, s, rate) -> the sum of all W_j, j = 0 included.
         retained: (schedule, t, s, rate) -> what x_s keeps of a change of x_t, the predictions held fixed.
@@ -50,7 +50,7 @@ class Rule(NamedTuple):
 
     pick: Callable
     coordinate: Callable
-    time: Callable | None
+    time: Callable
     density: Callable
     total: Callable
     retained: Callable
@@ -93,6 +93,10 @@ def _same_time(schedule, c):
 
 def _index(schedule, times):
     return jnp.arange(len(times)).astype(times.dtype)
+
+
+def _no_time(schedule, c):
+    raise ValueError("the index of a step is no coordinate of single steps: there is no time between two indices")
 
 
 # ---------------------------------------------------------------- densities
@@ -161,7 +165,7 @@ NOISE = Rule(
 NOISE_BY_RATIO = NOISE._replace(coordinate=_ratio, time=_time_of_ratio, density=_flat_density)
 NOISE_BY_TIME = NOISE._replace(coordinate=_times, time=_same_time, density=_ratio_density)
 # The flat density is nearly right for two nodes, and wrong at third order.
-NOISE_BY_INDEX = NOISE._replace(coordinate=_index, time=None, density=_flat_density, highest_order=2)
+NOISE_BY_INDEX = NOISE._replace(coordinate=_index, time=_no_time, density=_flat_density, highest_order=2)
 RULES = {"x0": DATA, "eps": NOISE}  # by the names that users give
 
 

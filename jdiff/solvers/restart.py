@@ -45,8 +45,8 @@ class Restart:
     base: object = Heun()
     low: Number = 0.06
     high: Number = 0.3
-    rounds: int = static(2)
-    steps: int = static(4)
+    rounds: int = static(default=2)
+    steps: int = static(default=4)
     stochastic = True
 
     @property

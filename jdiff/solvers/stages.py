@@ -4,6 +4,7 @@ A tableau is a tuple of stages. Each stands at c_t + u (c_s - c_t) and integrate
 predictions of the stages named in `nodes` (0 is x_t itself), or takes their mean with `weights`. The last has u = 1.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -122,7 +123,7 @@ def plan_stages(rule: Rule, tableau, schedule, t, s, *, eta=None, two_nodes=None
         else:
             total = jnp.where(no_signal, 0, rule.total(schedule, t, t_stage, rate))
             weights = total[:, None] * jnp.asarray(stage.weights, total.dtype)[None]
-        noise_kept, noise_scale, eps_kept = zero, zero, 1.0
+        noise_kept, noise_scale, eps_kept = zero, zero, jnp.ones_like(t)
         if eta is not None:
             h, h_before = step_size(schedule, t, t_stage), step_size(schedule, t_before, t_stage)
             eps_kept = jnp.exp(-eta * h)
@@ -187,10 +188,10 @@ class SingleStep:
     """
 
     eta: Number | None = None
-    ode_order: int = static(2)
-    rule: Rule = static(DATA)
-    tableau: tuple = static(SECOND)
-    two_nodes: object = static(None)
+    ode_order: int = static(default=2)
+    rule: Rule = static(default=DATA)
+    tableau: tuple = static(default=SECOND)
+    two_nodes: Callable | None = static(default=None)
 
     def check(self):
         check_range(self, 0, eta=self.eta)
