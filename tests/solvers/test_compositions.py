@@ -128,21 +128,21 @@ def test_restart_over_multistep_reaches_the_modes():
     assert share(jax.random.key(2)) > 0.97
 
 
-def plan(name, times, breaks=None):
-    solver = REMEMBERING[name]
-    if isinstance(solver, solvers.Multistep):
-        solver = solver.replace(low_order_below=0)  # fewer steps follow a break than there were before
-    return solver.plan(SCHEDULE, times, len(times), breaks)
-
-
 @pytest.mark.parametrize("name", REMEMBERING)
 def test_a_break_begins_a_new_path(name):
     """From the break on, the coefficients of all steps are those of a grid that begins there."""
+    solver, broken = REMEMBERING[name], 5
+    if isinstance(solver, solvers.Multistep):
+        solver = solver.replace(low_order_below=0)  # fewer steps follow the break than the grid has
+
+    @jax.jit
+    def plans(times):
+        whole = solver.plan(SCHEDULE, times, len(times), jnp.arange(len(times) - 1) == broken)
+        after = times[broken:]
+        return jax.tree.map(lambda a: a[broken:], whole), solver.plan(SCHEDULE, after, len(after))
+
     with jax.enable_x64(True):
-        times, broken = grid.karras(SCHEDULE, 12), 5
-        whole = plan(name, times, np.arange(len(times) - 1) == broken)
-        after = jax.tree.map(lambda a: a[broken:], whole)
-        chex.assert_trees_all_close(after, plan(name, times[broken:]), rtol=1e-9, atol=1e-9, strict=True)
+        chex.assert_trees_all_close(*plans(np.float64(TIMES)), rtol=1e-9, atol=1e-9, strict=True)
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "unipc_3", "gradient_estimation"])
@@ -167,8 +167,13 @@ def test_a_restart_begins_a_new_path(name):
 def test_a_predictor_after_a_corrector_begins_anew(name):
     """Its steps are first steps: those of DDIM, whatever the method."""
     solver = solvers.PredictorCorrector(REMEMBERING[name], solvers.Langevin(0.1))
-    with jax.enable_x64(True):
-        times = grid.karras(SCHEDULE, 12)
+
+    @jax.jit
+    def plans(times):
         first_order, weights, *_ = solver.plan(SCHEDULE, times, len(times))
-        np.testing.assert_array_equal(weights, 0)
-        chex.assert_trees_all_close(first_order, solvers.DDIM(0.0).plan(SCHEDULE, times, len(times)), rtol=1e-9)
+        return weights, first_order, solvers.DDIM(0.0).plan(SCHEDULE, times, len(times))
+
+    with jax.enable_x64(True):
+        weights, first_order, ddim = plans(np.float64(TIMES))
+    np.testing.assert_array_equal(weights, 0)
+    chex.assert_trees_all_close(first_order, ddim, rtol=1e-9, strict=True)
