@@ -128,7 +128,7 @@ def test_a_corrector_may_be_of_higher_order_than_its_predictor():
         both = [solvers.SASolver(1, corrector, 0.0).replace(low_order_below=0) for corrector in (1, 2)]
         weights = [solver.plan(SCHEDULES["vp"], start("vp")[0], N).weights for solver in both]
     chex.assert_shape(weights, [(N - 1, 1), (N - 1, 2)])
-    assert (abs(weights[1][3:, 1]) > 0).all()
+    assert (np.abs(weights[1][3:, 1]) > 0).all()
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "2m", "ab 3", "dpm2"])
