@@ -80,11 +80,11 @@ def _shape(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
             raise Mismatch(f"not a network of guided-diffusion: 1 missing: {name}")
     channels = tensors["time_embed.0.weight"].shape[1]
     first, in_channels = tensors["input_blocks.0.0.weight"].shape[:2]
-    levels, level = [[]], 0  # of each level: (width, attention) of its blocks
+    levels: list[list[tuple[int, bool]]] = [[]]  # of each level: (width, attention) of its blocks
+    level = 0
     count = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("input_blocks."))
     blocky = False
     for i in range(1, count):
-        width = tensors.get(f"input_blocks.{i}.0.in_layers.2.weight")
         # a block that resamples looks like others: it is known by its place among them
         strided = f"input_blocks.{i}.0.op.weight" in tensors
         if strided or _resamples(tensors, i, count):
@@ -92,7 +92,8 @@ def _shape(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
             levels.append([])
             level += 1
         else:
-            levels[level].append((len(width), f"input_blocks.{i}.1.qkv.weight" in tensors))
+            width = len(tensors[f"input_blocks.{i}.0.in_layers.2.weight"])
+            levels[level].append((width, f"input_blocks.{i}.1.qkv.weight" in tensors))
     affine = tensors["input_blocks.1.0.emb_layers.1.weight"]
     return dict(
         channels=channels,
@@ -140,7 +141,7 @@ def config(net: UNet, variables: dict) -> dict:
     """
     first = int(net.channels * net.multipliers[0])
     attends = (True, None) if net.depth - 1 in net.attention else (True,)
-    valid = dict(
+    valid: dict[str, tuple] = dict(
         decoder_attention=("each",), middle_attention=attends, skip_scale=(1,), groups=(32,), epsilon=(1e-5,),
         resample=("conv", "block"), pyramid_in=("",), pyramid_out=("",), label_scale=(1,), wave_multiplier=(1,),
         endpoint=(False,), fourier=(0,), augment_dim=(0,),
@@ -197,7 +198,7 @@ def _flags(shape: dict, settings: dict) -> dict[str, Any]:
 
 
 def _heads(flags: dict, channels: int) -> int:
-    head_channels, heads = flags["num_head_channels"], flags.get("num_heads")
+    head_channels, heads = flags["num_head_channels"], flags.get("num_heads", 0)
     if channels % (head_channels or heads):
         parts = f"heads of {head_channels}" if head_channels else f"{heads} heads"
         raise Mismatch(f"{channels} channels do not divide into {parts}")

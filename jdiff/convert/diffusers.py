@@ -93,11 +93,12 @@ def build(tensors: dict[str, np.ndarray], config: dict, **overrides) -> UNet:
     names = zip([*c["down_block_types"], *c["up_block_types"]], [*kinds[0], *kinds[1]], strict=True)
     wrong += [f"block {name!r}" for name, kind in names if kind is None]
     if not wrong:
-        attention = [kind[0] for kind in kinds[0]]
-        if attention != [kind[0] for kind in reversed(kinds[1])]:
+        down, up = ([kind for kind in side if kind is not None] for side in kinds)
+        attention = [kind[0] for kind in down]
+        if attention != [kind[0] for kind in reversed(up)]:
             wrong.append("attention on other levels on the way up than on the way down")
-        moves = [(kind[1], c["downsample_type"] == "resnet") for kind in kinds[0][:-1]]
-        moves += [(kind[1], c["upsample_type"] == "resnet") for kind in kinds[1][:-1]]
+        moves = [(kind[1], c["downsample_type"] == "resnet") for kind in down[:-1]]
+        moves += [(kind[1], c["upsample_type"] == "resnet") for kind in up[:-1]]
         # blocks without attention say themselves whether they resample; for the others the config says it
         blocky = {by_config if by_name is None else by_name for by_name, by_config in moves}
         if len(blocky) > 1:

@@ -27,13 +27,13 @@ PARTS = {
 }
 
 
-def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def select(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The state_dict; of a training checkpoint, its averaged one."""
     del settings
     for name in ("ema", "model"):
         if isinstance(content.get(name), Mapping):
-            return content[name]
-    return content
+            return dict(content[name])
+    return dict(content)
 
 
 def build(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], **overrides) -> DiT:

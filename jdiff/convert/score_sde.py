@@ -94,7 +94,7 @@ def table(module: UNet | InSigma) -> list[Entry]:
     Raises:
         ValueError: where score_sde_pytorch has no such network.
     """
-    net = module.net if isinstance(module, InSigma) else module
+    net = _unet(module)
     _check(module, net)
     lines = _table(net)
     if module is net:
@@ -105,7 +105,7 @@ def table(module: UNet | InSigma) -> list[Entry]:
 
 def example(module: UNet | InSigma, tensors: Mapping[str, np.ndarray]):
     """The smallest (x, label, cond) that the network takes."""
-    net = module.net if isinstance(module, InSigma) else module
+    net = _unet(module)
     x, label, cond = unets.example(net, tensors, f"module.all_modules.{3 if net.fourier else 2}.weight")
     return x, label + 1, cond
 
@@ -116,10 +116,18 @@ def config(module: UNet | InSigma, variables: Mapping[str, Any]) -> dict:
     Raises:
         ValueError: for networks of signals that are not images.
     """
-    net, centered = (module.net, module.centered) if isinstance(module, InSigma) else (module, True)
+    net, centered = _unet(module), module.centered if isinstance(module, InSigma) else True
     unets.image_channels(variables if net is module else {"params": variables["params"]["net"]}, WHOSE)
     settings = {name: getattr(net, name) for name in FROM_CONFIG}
     return settings | dict(filter=list(net.filter), scale_by_sigma=net is not module, centered=centered)
+
+
+def _unet(module: UNet | InSigma) -> UNet:
+    """The UNet of a network, alone or in an `InSigma`. Raises ValueError where that holds another network."""
+    net = module.net if isinstance(module, InSigma) else module
+    if not isinstance(net, UNet):
+        raise ValueError(f"{WHOSE} has no such network: a {type(net).__name__} in InSigma")
+    return net
 
 
 def _check(module: UNet | InSigma, net: UNet) -> None:
@@ -150,9 +158,9 @@ def _table(net: UNet) -> list[Entry]:
         roles = ROLES | ({"skip": "Conv_2"} if net.resample == "block" else {})
         found = unets.block(net, part, prefix, roles)
         if "skip" not in roles and unets.has_skip(net, part):
-            path = ("params", part.name, "skip")
-            found += [Entry((*path, "kernel"), f"{prefix}.NIN_0.W", NIN)]
-            found += [Entry((*path, "bias"), f"{prefix}.NIN_0.b", AS_IS)]
+            skip = ("params", part.name, "skip")
+            found += [Entry((*skip, "kernel"), f"{prefix}.NIN_0.W", NIN)]
+            found += [Entry((*skip, "bias"), f"{prefix}.NIN_0.b", AS_IS)]
         if part.attention:
             prefix, path = name(), ("params", f"{part.name}_attention")
             found += norm((path[1], "norm"), f"{prefix}.GroupNorm_0")
@@ -201,7 +209,8 @@ def _fields(layers: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     if len(layers) < 6 or "weight" not in layers[0] or layers[0]["weight"].ndim != 2:
         raise Mismatch("not a network of score_sde_pytorch: its all_modules do not begin with two linear layers")
     channels = len(layers[0]["weight"]) // 4
-    width, levels, pyramid = len(layers[2]["weight"]), [[]], ""
+    width, pyramid = len(layers[2]["weight"]), ""
+    levels: list[list[list[Any]]] = [[]]  # of each level: [width, attention] of its blocks
     for layer in layers[3:]:
         if "GroupNorm_0.weight" in layer and "Dense_0.weight" in layer:
             if len(layer["GroupNorm_0.weight"]) != width:

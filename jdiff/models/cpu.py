@@ -102,8 +102,8 @@ def conv(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Seque
     Returns:
         (B, *sizes', D), where size' = (size + before + after - width) // stride + 1.
     """
-    strides, padding = tuple(strides), tuple(tuple(p) for p in padding)
-    return (_conv_cpu if on_cpu() else _conv)(x, kernel, strides, padding)
+    run = _conv_cpu if on_cpu() else _conv
+    return run(x, kernel, tuple(strides), tuple(tuple(p) for p in padding))
 
 
 def _layout(lhs: str, rhs: str, out: str, x) -> tuple[str, str, str]:

@@ -194,10 +194,10 @@ for _size in SIZES:
     for _patch in (2, 4, 8):
         _register(_size, _patch)
 
-for _size in (256, 512):
+for _pixels in (256, 512):
     register_tag(Tag(
-        "dit_xl_2", f"imagenet{_size}", dict(num_classes=1000, out_multiplier=2, label_scale=1.0, channels=4),
-        url=f"https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-{_size}x{_size}.pt", license="CC BY-NC 4.0",
-        parameters=674_834_720, shape=(_size // 8, _size // 8, 4), architecture="dit",
+        "dit_xl_2", f"imagenet{_pixels}", dict(num_classes=1000, out_multiplier=2, label_scale=1.0, channels=4),
+        url=f"https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-{_pixels}x{_pixels}.pt", license="CC BY-NC 4.0",
+        parameters=674_834_720, shape=(_pixels // 8, _pixels // 8, 4), architecture="dit",
         training=Training(schedule="linear", target="Eps", conditioning="Index", learned_variance=True),
     ))  # fmt: skip

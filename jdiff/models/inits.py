@@ -1,10 +1,12 @@
 """Initial values of kernels, as the papers have them."""
 
+from typing import Any
+
 import flax.linen as nn
 
 from jdiff.core.names import choose
 
-INITS = {
+INITS: dict[str, tuple[float, Any, Any]] = {
     "xavier": (1.0, "fan_avg", "uniform"),  # Glorot & Bengio 2010; DDPM's and score_sde's variance scaling
     "kaiming": (2.0, "fan_in", "normal"),  # He et al. 2015, arXiv:1502.01852, eq. 10
     "kaiming_out": (2.0, "fan_out", "normal"),  # the same by the fan out: ResNets

@@ -41,7 +41,7 @@ def downsample(x: jax.Array, filter: Filter = (1, 1), pad: int | None = None) ->
     for axis in range(1, x.ndim - 1):
         x = jnp.pad(x, [(pad, pad) if i == axis else (0, 0) for i in range(x.ndim)])
         end = x.shape[axis] - len(f) + 1
-        x = sum(f_k * lax.slice_in_dim(x, k, k + end, 2, axis) for k, f_k in enumerate(f))
+        x = jnp.asarray(sum(f_k * lax.slice_in_dim(x, k, k + end, 2, axis) for k, f_k in enumerate(f)))
     return x
 
 

@@ -118,6 +118,7 @@ class Block(nn.Module):
             x = _conv(features, kernel, stride, self.dtype, f"conv_{name}")(x)
             return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"norm_{name}")(x, train)
 
+        plan: tuple[tuple[int, int, int], ...]  # (features, kernel, stride) of each convolution
         if self.bottleneck:
             plan = ((self.features, 1, 1), (self.features, 3, self.stride), (4 * self.features, 1, 1))
         else:

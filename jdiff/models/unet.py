@@ -86,8 +86,8 @@ class ResBlock(nn.Module):
             norm = AdaptiveGroupNorm(*self.norm, kernel_init=self.kernel_init, activation=nn.silu, name="norm_1")
             y = norm(y, embedding)
         else:
-            shift = nn.Dense(self.features, kernel_init=scaled_init(1.0, self.kernel_init), name="shift")
-            shift = shift(nn.silu(embedding)).reshape(len(x), *(1,) * (x.ndim - 2), -1)
+            dense = nn.Dense(self.features, kernel_init=scaled_init(1.0, self.kernel_init), name="shift")
+            shift = dense(nn.silu(embedding)).reshape(len(x), *(1,) * (x.ndim - 2), -1)
             y = GroupNorm(*self.norm, activation=nn.silu, name="norm_1")(y + shift.astype(y.dtype))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         y = Conv(self.features, scale=self.out_scale, dtype=self.dtype, kernel_init=self.kernel_init, name="conv_1")(y)
@@ -286,17 +286,17 @@ class UNet(nn.Module):
         block, attend = ResBlock, SelfAttention
         if self.remat:
             block, attend = nn.remat(ResBlock, static_argnums=(3,)), nn.remat(SelfAttention)
-        shared = dict(dtype=self.dtype, norm=self._norm, skip_scale=self.skip_scale)
+        shared: dict[str, Any] = dict(dtype=self.dtype, norm=self._norm, skip_scale=self.skip_scale)
         shared |= dict(kernel_init=self.kernel_init, out_scale=self.out_scale)
-        resampling = dict(resample=part.resample, filter=self.filter, project=self.project)
-        kind = dict(adaptive=self.adaptive, dropout=self.dropout)
+        resampling: dict[str, Any] = dict(resample=part.resample, filter=self.filter, project=self.project)
+        kind: dict[str, Any] = dict(adaptive=self.adaptive, dropout=self.dropout)
         h = block(part.features, name=part.name, **kind, **resampling, **shared)(h, embedding, train)
         if part.attention:
             if self.head_channels and part.features % self.head_channels:
                 raise ValueError(f"UNet: {part.features} channels do not divide into heads of {self.head_channels}")
             heads = part.features // self.head_channels if self.head_channels else self.heads
-            attention = dict(qkv_scale=self.qkv_scale, fused=self.fused, name=f"{part.name}_attention")
-            h = attend(heads, **attention, **shared)(h)
+            name = f"{part.name}_attention"
+            h = attend(heads, qkv_scale=self.qkv_scale, fused=self.fused, name=name, **shared)(h)
         return h
 
     def _join(self, part: Part, h, image):

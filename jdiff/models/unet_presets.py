@@ -3,11 +3,13 @@
 `DDPM`, `SONG`, `NCSNPP` and `ADM` are the fields in which the families differ from the UNet's defaults.
 """
 
+from typing import Any
+
 from jdiff.models.registry import Tag, Training, register_model, register_tag
 from jdiff.models.unet import UNet
 
 # Ho et al. 2020, arXiv:2006.11239, appendix B
-DDPM = dict(
+DDPM: dict[str, Any] = dict(
     adaptive=False, heads=1, resample="conv", conv_padding=(0, 1), middle_attention=True, min_group_width=1,
     epsilon=1e-6, label_scale=1.0, wave_multiplier=1, endpoint=True,
     # published queries, keys and values are three layers from C to C channels: twice the initial variance of one layer
@@ -15,14 +17,14 @@ DDPM = dict(
     qkv_scale=2.0,
 )  # fmt: skip
 # Song et al. 2021, arXiv:2011.13456, appendix H: DDPM++, and with `NCSNPP` NCSN++
-SONG = dict(
+SONG: dict[str, Any] = dict(
     adaptive=False, heads=1, resample="block", project=True, middle_attention=True, decoder_attention="last",
     skip_scale=0.5**0.5, epsilon=1e-6, label_scale=1.0, wave_multiplier=1, endpoint=True, class_at="waves",
     out_scale=1e-10, qkv_scale=0.2,
 )  # fmt: skip
-NCSNPP = dict(wave_multiplier=2, fourier=16.0, pyramid_in="residual", filter=(1, 3, 3, 1))
+NCSNPP: dict[str, Any] = dict(wave_multiplier=2, fourier=16.0, pyramid_in="residual", filter=(1, 3, 3, 1))
 # Dhariwal & Nichol 2021, arXiv:2105.05233, section 3
-ADM = dict(
+ADM: dict[str, Any] = dict(
     head_channels=64, resample="block", middle_attention=True, min_group_width=1, label_scale=1.0, wave_multiplier=1,
     kernel_init="torch",
 )  # fmt: skip
@@ -122,7 +124,7 @@ DDPM_TRAINING = Training(schedule="linear", target="Eps", conditioning="Index")
 
 def _register_edm() -> None:
     """NVIDIA's networks of EDM, of which `edm_cifar10` and `edm_64` are DDPM++ or NCSN++ (Karras et al. 2022)."""
-    shared = dict(license="CC BY-NC-SA 4.0", architecture="edm", training=EDM_TRAINING)
+    shared: dict[str, Any] = dict(license="CC BY-NC-SA 4.0", architecture="edm", training=EDM_TRAINING)
     for kind, classes in {"cond": 10, "uncond": 0}.items():
         for process, (fields, parameters) in {"vp": ({}, 55_732_739), "ve": (NCSNPP, 56_395_523)}.items():
             waves = 256 if process == "ve" else 128
@@ -182,7 +184,7 @@ def _register_score_sde() -> None:
 
 def _register_google() -> None:
     """Google's DDPMs in diffusers' format."""
-    shared = dict(license="Apache-2.0", architecture="diffusers", training=DDPM_TRAINING)
+    shared: dict[str, Any] = dict(license="Apache-2.0", architecture="diffusers", training=DDPM_TRAINING)
     register_tag(Tag(
         "ddpm_cifar10", "google", url="https://huggingface.co/google/ddpm-cifar10-32", shape=(32, 32, 3),
         parameters=35_746_307, **shared,

@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jdiff.models.conv import Conv
@@ -71,7 +72,7 @@ class ViT(nn.Module):
         h = jnp.concatenate([jnp.stack(extra, 1).astype(patches.dtype), patches], 1)
         h = h + self._positions(h.shape[1], init).astype(h.dtype)
         make = nn.remat(Block) if self.remat else Block
-        kept = []
+        kept: list[jax.Array] = []
         for i in range(self.depth):
             if self.skips and i > self.depth // 2:
                 h = jnp.concatenate([h, kept.pop()], -1)
@@ -86,12 +87,12 @@ class ViT(nn.Module):
         h = nn.LayerNorm(1e-5, use_fast_variance=False, name="norm")(h)[:, len(extra) :]
         C = int(x.shape[-1] * self.out_multiplier)
         out = dense(self.patch**2 * C, init if self.skips else zeros, None, "out")
-        h = images(out(h), *x.shape[1:3], self.patch)
+        h = images(out(h), x.shape[1], x.shape[2], self.patch)
         return Conv(C, scale=0.0, name="smooth")(h) if self.skips else h
 
     def _positions(self, length: int, init):
         """The learned positions (1, L, width), which fix the size of the images."""
-        have = self.get_variable("params", "positions")
+        have: Any = self.get_variable("params", "positions")
         if have is not None and have.shape[1] != length:
             raise ValueError(f"this ViT has learned the positions of {have.shape[1]} tokens, got images of {length}")
         return self.param("positions", init, (1, length, self.width), jnp.float32)
