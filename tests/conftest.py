@@ -24,6 +24,7 @@ def pytest_configure(config):
     """Compile the quick tests without most of XLA's optimisations: that halves their time. Slow tests have them all."""
     if config.option.markexpr == "not slow":
         jax.config.update("jax_disable_most_optimizations", True)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # and so do the processes that tests start
 
 
 @pytest.fixture(autouse=True)

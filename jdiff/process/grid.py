@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import betainc, betaln
 
-from jdiff.core.arrays import Array, as_time
+from jdiff.core.arrays import Array, Number, as_time
 from jdiff.core.inverse import bisected
 from jdiff.core.names import choose
 from jdiff.core.pytrees import concrete
@@ -46,8 +46,8 @@ def uniform(n, t_min: float = 1e-3, t_max: float = 1.0, *, size: int | None = No
 def log_snr(
     schedule: Schedule,
     n,
-    t_min: float | None = None,
-    t_max: float | None = None,
+    t_min: Number | None = None,
+    t_max: Number | None = None,
     *,
     lowest=LOWEST_LOG_SNR,
     size: int | None = None,

@@ -4,6 +4,8 @@ If x_0 ~ sum_k w_k N(m_k, C_k), then x_t ~ sum_k w_k N(alpha m_k, alpha^2 C_k + 
 linear algebra. Data are points (B, D). t is () or (B,). All of it can be differentiated, jitted and vmapped.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
@@ -31,9 +33,10 @@ class GaussianMixture:
         ValueError: when the shapes disagree.
     """
 
-    weights: Array
-    means: Array
-    covariances: Array
+    # given as arrays or lists, and arrays from then on
+    weights: Any  # (K,)
+    means: Any  # (K, D)
+    covariances: Any  # (K, D, D)
 
     def check(self):
         for name in ("weights", "means", "covariances"):
@@ -104,8 +107,9 @@ class Gaussian:
         ValueError: when the shapes disagree.
     """
 
-    mean: Array
-    covariance: Array
+    # given as arrays or lists, and arrays from then on
+    mean: Any  # (D,)
+    covariance: Any  # (D, D)
 
     def check(self):
         for name in ("mean", "covariance"):

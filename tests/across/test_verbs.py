@@ -4,6 +4,7 @@ All verbs are in one function, so that each way is one program. A verb without a
 """
 
 import ast
+import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -113,9 +114,6 @@ ROWS: dict[str, Callable[[Given], Any]] = {
     "guidance.threshold": lambda g: jdiff.guidance.threshold(g.denoise, g.schedule, g.w)(g.x, g.t),
     "sample": lambda g: jdiff.sample(solvers.DDIM(0.5), g.denoise, g.schedule, g.x, g.times, g.keys),
     "invert": lambda g: jdiff.invert(solvers.DDIM(), g.denoise, g.schedule, g.x, g.times),
-    "sample_adaptive": lambda g: jdiff.sample_adaptive(
-        g.denoise, g.schedule, g.x, t_min=0.5, method="heun", adjoint="forward", max_steps=8
-    )[0],
     "sample_parallel": lambda g: jdiff.sample_parallel(
         solvers.DDIM(), g.denoise, g.schedule, g.x, g.times, tol=1e-6, window=2
     )[0],
@@ -139,7 +137,15 @@ WHOLE: dict[str, Callable[[Given], Any]] = {
     "ema.power": lambda g: ema.power(0.1)(g.w),
     "ema.update": lambda g: ema.update({"a": g.x[:1] * 0}, {"a": g.w + g.x[:1] * 0}, 0.9),
 }
-BACKWARDS_ONLY_IN_FORWARD_MODE = ("sample_adaptive", "sample_parallel", "grid.optimize")  # loops without reverse mode
+FORWARD_MODE_ONLY = ("sample_parallel", "sample_adaptive", "grid.optimize")  # loops without reverse mode
+# by far the longest to compile: a program of its own
+ADAPTIVE: dict[str, Callable[[Given], Any]] = {
+    "sample_adaptive": lambda g: jdiff.sample_adaptive(
+        g.denoise, g.schedule, g.x, t_min=0.5, method="heun", adjoint="forward", max_steps=8
+    )[0],
+}
+TABLES = {"most": ROWS | WHOLE, "adaptive": ADAPTIVE}
+in_both_tables = pytest.mark.parametrize("table", ["most", pytest.param("adaptive", marks=pytest.mark.slow)])
 # verbs that are tested in all these ways at length: the file
 ELSEWHERE = {
     "train.init_state": "train/test_parallel.py",
@@ -174,7 +180,7 @@ def public_verbs() -> set[str]:
 
 
 def test_every_public_verb_has_its_row():
-    assert public_verbs() == {*ROWS, *WHOLE, *ELSEWHERE}
+    assert public_verbs() == {*ROWS, *WHOLE, *ADAPTIVE, *ELSEWHERE}
 
 
 def rows_and_settings() -> Given:
@@ -189,78 +195,78 @@ GIVEN = rows_and_settings()
 OTHER = GIVEN._replace(beta_max=jnp.float32(15), w=jnp.float32(0.6))
 
 
-def everything(g: Given) -> dict:
-    return {name: verb(g) for name, verb in (ROWS | WHOLE).items()}
+def run(table: str, g: Given) -> dict:
+    return {name: verb(g) for name, verb in TABLES[table].items()}
 
 
-@pytest.fixture(scope="module")
-def expected():
-    """All verbs, jitted, at two settings; the second call compiles nothing."""
-    run = jax.jit(chex.assert_max_traces(everything, n=1))
-    return [run(GIVEN), run(OTHER)]
+@functools.cache
+def expected(table: str) -> list[dict]:
+    """All verbs of a table, jitted, at two settings; the second call compiles nothing."""
+    jitted = jax.jit(chex.assert_max_traces(lambda g: run(table, g), n=1))
+    return [jitted(GIVEN), jitted(OTHER)]
 
 
-def close(a, b):
-    chex.assert_trees_all_close(a, b, rtol=2e-4, atol=2e-5)
+close = functools.partial(chex.assert_trees_all_close, rtol=2e-4, atol=2e-5)
 
 
-def test_jit_is_eager(expected):
-    close(everything(GIVEN), expected[0])
-    chex.assert_tree_all_finite(expected)
+@in_both_tables
+def test_jit_is_eager(table):
+    close(run(table, GIVEN), expected(table)[0])
+    chex.assert_tree_all_finite(expected(table))
 
 
-def test_vmap_over_settings(expected):
+@in_both_tables
+def test_vmap_over_settings(table):
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), *[(g.beta_max, g.w) for g in (GIVEN, OTHER)])
-    mapped = jax.jit(jax.vmap(lambda beta_max, w: everything(GIVEN._replace(beta_max=beta_max, w=w))))(*both)
+    mapped = jax.jit(jax.vmap(lambda beta_max, w: run(table, GIVEN._replace(beta_max=beta_max, w=w))))(*both)
     for i in range(2):
-        close(jax.tree.map(lambda a, i=i: a[i], mapped), expected[i])
+        close(jax.tree.map(lambda a, i=i: a[i], mapped), expected(table)[i])
 
 
-def test_gradients_are_finite_and_agree():
-    """By rows and settings: reverse mode is the transpose of forward mode, which `check_grads` would compile twice."""
+@in_both_tables
+def test_gradients_are_finite_and_agree(table):
+    """By rows and settings: reverse mode is the transpose of forward mode."""
+    point, direction = (GIVEN.x, GIVEN.w, GIVEN.beta_max), (GIVEN.y, jnp.float32(1), jnp.float32(2))
 
     def numbers(x, w, beta_max, reverse):
-        out = everything(GIVEN._replace(x=x, w=w, beta_max=beta_max))
-        out = {k: v for k, v in out.items() if not reverse or k not in BACKWARDS_ONLY_IN_FORWARD_MODE}
-        return jax.tree.map(lambda a: a.astype(jnp.float32), out)
-
-    g = GIVEN
-    point, direction = (g.x, g.w, g.beta_max), (g.y, jnp.float32(1), jnp.float32(2))
+        g = GIVEN._replace(x=x, w=w, beta_max=beta_max)
+        verbs = {name: verb for name, verb in TABLES[table].items() if reverse == (name not in FORWARD_MODE_ONLY)}
+        return {name: jax.tree.map(lambda a: a.astype(jnp.float32), verb(g)) for name, verb in verbs.items()}
 
     @jax.jit
     def derivatives(point, direction):
-        _, forward = jax.jvp(lambda *p: numbers(*p, reverse=False), point, direction)
-        out, back = jax.vjp(lambda *p: numbers(*p, reverse=True), *point)
-        # one cotangent a verb would be one program a verb: cosines tell the verbs apart
+        _, by_jvp = jax.jvp(functools.partial(numbers, reverse=False), point, direction)
+        out, linear = jax.linearize(functools.partial(numbers, reverse=True), *point)
+        # cosines, so that no verb can hide behind another
         weights = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), out)
-        return forward, weights, back(weights)
+        return by_jvp, linear(*direction), weights, jax.linear_transpose(linear, *point)(weights)
 
-    forward, weights, backward = derivatives(point, direction)
-    chex.assert_tree_all_finite((forward, backward))
-    by_forward = sum(
-        np.vdot(w, f) for k in weights for w, f in zip(*map(jax.tree.leaves, (weights[k], forward[k])), strict=True)
-    )
+    by_jvp, forward, weights, backward = derivatives(point, direction)
+    chex.assert_tree_all_finite((by_jvp, forward, backward))
+    by_forward = sum(np.vdot(w, f) for w, f in zip(*map(jax.tree.leaves, (weights, forward)), strict=True))
     by_reverse = sum(np.vdot(a, b) for a, b in zip(backward, direction, strict=True))
     np.testing.assert_allclose(by_reverse, by_forward, rtol=1e-3)
 
 
-def test_sharded_over_8_devices(expected):
+@in_both_tables
+def test_sharded_over_8_devices(table):
     mesh = jdiff.parallel.mesh()
     rows = jdiff.parallel.shard_batch(mesh, {k: v for k, v in GIVEN._asdict().items() if jnp.ndim(v)})
-    out = jax.jit(everything)(GIVEN._replace(**rows))
-    close(out, expected[0])
-    for name in ("q_sample", "losses.denoising", "guidance.cfg"):
+    out = jax.jit(functools.partial(run, table))(GIVEN._replace(**rows))
+    close(out, expected(table)[0])
+    for name in out.keys() & {"q_sample", "losses.denoising", "guidance.cfg", "sample_adaptive"}:
         for leaf in jax.tree.leaves(out[name]):
             assert len(leaf.sharding.device_set) == 8 and not leaf.sharding.is_fully_replicated, name
 
 
-def test_pmap_over_8_devices(expected):
+@in_both_tables
+def test_pmap_over_8_devices(table):
     """A row a device: rows are those of the whole batch, what belongs to no sample is the same everywhere."""
-    g = GIVEN
-    axes = Given(*[0 if jnp.ndim(a) else None for a in g])
-    parts = Given(*[a.reshape(B, 1, *a.shape[1:]) if jnp.ndim(a) else a for a in g])
-    out = jax.pmap(everything, in_axes=(axes,))(parts)
-    joined = {name: jax.tree.map(lambda a: a.reshape(B, *a.shape[2:]), out[name]) for name in ROWS}
-    close(joined, {name: expected[0][name] for name in ROWS})
-    for name in WHOLE:
-        close(jax.tree.map(lambda a: a[3], out[name]), expected[0][name])
+    axes = Given(*[0 if jnp.ndim(a) else None for a in GIVEN])
+    parts = Given(*[a.reshape(B, 1, *a.shape[1:]) if jnp.ndim(a) else a for a in GIVEN])
+    out = jax.pmap(functools.partial(run, table), in_axes=(axes,))(parts)
+    for name, result in out.items():
+        if name in WHOLE:
+            close(jax.tree.map(lambda a: a[3], result), expected(table)[0][name])
+        else:
+            close(jax.tree.map(lambda a: a.reshape(B, *a.shape[2:]), result), expected(table)[0][name])
