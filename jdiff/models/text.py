@@ -114,11 +114,11 @@ class TextEncoder(nn.Module):
         return h, nn.tanh(nn.Dense(self.width, kernel_init=init, name="pooled")(h[:, 0]))
 
 
-def embed(encoder: TextEncoder, variables: Any, prompts: str | Sequence[str]) -> tuple[jax.Array, jax.Array]:
+def embed(encoder: nn.Module, variables: Any, prompts: str | Sequence[str]) -> tuple[jax.Array, jax.Array]:
     """Prompts as the `cond` of a DiT with context=width.
 
     Args:
-        encoder: the text encoder.
+        encoder: a `TextEncoder`, as `create_model` returns it.
         variables: its variables.
         prompts: one text or several.
 
