@@ -138,7 +138,7 @@ WHOLE: dict[str, Callable[[Given], Any]] = {
     "ema.update": lambda g: ema.update({"a": g.x[:1] * 0}, {"a": g.w + g.x[:1] * 0}, 0.9),
 }
 FORWARD_MODE_ONLY = ("sample_parallel", "sample_adaptive", "grid.optimize")  # loops without reverse mode
-# by far the longest to compile: a program of its own
+# diffrax has its own loops: a program of its own
 ADAPTIVE: dict[str, Callable[[Given], Any]] = {
     "sample_adaptive": lambda g: jdiff.sample_adaptive(
         g.denoise, g.schedule, g.x, t_min=0.5, method="heun", adjoint="forward", max_steps=8
