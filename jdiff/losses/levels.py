@@ -61,7 +61,7 @@ class Uniform:
         _check_ends(self)
 
     def __call__(self, key, n, schedule):
-        low, high = _ends(self, schedule)
+        low, high = _domain(self, schedule)
         return low + (high - low) * strata(key, n)
 
 
@@ -84,7 +84,7 @@ class Independent:
         _check_ends(self)
 
     def __call__(self, key, n, schedule):
-        low, high = _ends(self, schedule)
+        low, high = _domain(self, schedule)
         return low + (high - low) * jax.vmap(jax.random.uniform)(each(key, n))
 
 
@@ -175,7 +175,7 @@ class LogitNormal:
         return jnp.clip(t, schedule.t_min, schedule.t_max)
 
 
-def _ends(law, schedule) -> tuple[Number, Number]:
+def _domain(law, schedule) -> tuple[Number, Number]:
     """Where t begins and ends: as the law says, else as the schedule does."""
     low = schedule.t_min if law.t_min is None else law.t_min
     return low, schedule.t_max if law.t_max is None else law.t_max

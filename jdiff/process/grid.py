@@ -13,10 +13,10 @@ from jdiff.core.arrays import Array, Number, as_time
 from jdiff.core.inverse import bisected
 from jdiff.core.names import choose
 from jdiff.core.pytrees import concrete
-from jdiff.process.clock import Schedule, check_schedule, time_of
+from jdiff.process.clock import Schedule, time_of
 from jdiff.process.clock import log_snr as log_snr_of
 from jdiff.process.learned_grid import optimize as optimize
-from jdiff.process.times import LOWEST_LOG_SNR
+from jdiff.process.times import LOWEST_LOG_SNR, ends_of
 
 
 def uniform(n, t_min: float = 1e-3, t_max: float = 1.0, *, size: int | None = None) -> Array:
@@ -76,7 +76,7 @@ def log_snr(
     Reference:
         Lu et al. 2022, arXiv:2206.00927, section 3.4.
     """
-    t_min, t_max = _ends(schedule, t_min, t_max)
+    t_min, t_max = ends_of("grid", schedule, t_min, t_max)
     (t_first, start), stop = _start(schedule, t_max, lowest), log_snr_of(schedule, t_min)
     if concrete(start, stop) and not start < stop:
         raise ValueError(f"grid: lowest must be below {stop}, the log-SNR at which the grid ends; got {lowest}")
@@ -170,7 +170,7 @@ def beta(schedule: Schedule, n, alpha=0.6, beta=0.6, t_min=None, t_max=None, *, 
     """
     if concrete(alpha, beta) and not (alpha > 0 and beta > 0):
         raise ValueError(f"grid.beta: alpha and beta must be positive, got {alpha} and {beta}")
-    t_min, t_max = _ends(schedule, t_min, t_max)
+    t_min, t_max = ends_of("grid", schedule, t_min, t_max)
     t_max, _ = _start(schedule, t_max, LOWEST_LOG_SNR)
     u = _fractions(n, size, jnp.result_type(t_min, t_max))
     share = _beta_quantile(jnp.asarray(alpha, u.dtype), jnp.asarray(beta, u.dtype), 1 - u)
@@ -253,7 +253,7 @@ def of_sigmas(schedule: Schedule, sigmas, n=None, *, size: int | None = None) ->
     sigmas = as_time(sigmas)
     if sigmas.ndim != 1 or not sigmas.shape[0]:
         raise ValueError(f"grid.of_sigmas: sigmas have shape {sigmas.shape}; expected (K,) with K >= 1")
-    t_min, t_max = _ends(schedule, None, None)
+    t_min, t_max = ends_of("grid", schedule, None, None)
     low, high = -0.5 * log_snr_of(schedule, t_min), -0.5 * log_snr_of(schedule, t_max)
     logs = jnp.log(sigmas).astype(low.dtype)
     if concrete(logs, low, high):
@@ -353,21 +353,9 @@ def _fractions(n, size, dtype=None) -> Array:
     return jnp.minimum(j / jnp.maximum(jnp.asarray(n, j.dtype) - 1, 1), 1)
 
 
-def _ends(schedule, t_min, t_max):
-    check_schedule(schedule)
-    t_min = schedule.t_min if t_min is None else t_min
-    t_max = schedule.t_max if t_max is None else t_max
-    if concrete(t_min, t_max) and not schedule.t_min * (1 - 1e-6) <= t_min < t_max:
-        raise ValueError(
-            f"grid: times must satisfy {schedule.t_min} <= t_min < t_max on {type(schedule).__name__}, "
-            f"got t_min = {t_min}, t_max = {t_max}"
-        )
-    return as_time(t_min), as_time(t_max)
-
-
 def _between(schedule, ratio, n, sigma_min, sigma_max, size) -> Array:
     """Times at sigma/alpha = ratio(first, last, u), u from 0 to 1, first and last being the ends after clipping."""
-    t_min, t_max = _ends(schedule, None, None)
+    t_min, t_max = ends_of("grid", schedule, None, None)
     low, high = (jnp.exp(-0.5 * log_snr_of(schedule, t)) for t in (t_min, t_max))
     t_first, start = _start(schedule, t_max, LOWEST_LOG_SNR)
     first = jnp.exp(-0.5 * start) if sigma_max is None else jnp.clip(as_time(sigma_max), low, high)

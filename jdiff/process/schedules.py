@@ -159,18 +159,18 @@ class EDM(Schedule):
         check_positive(self, rho=self.rho)
         check_range(self, 0.1, 100, rho=self.rho)  # beyond, the powers leave float32 or its digits
 
-    def _ends(self):
+    def _roots(self):
         return jnp.power(self.sigma_min, 1 / self.rho), jnp.power(self.sigma_max, 1 / self.rho)
 
     def alpha(self, t):
         return jnp.ones_like(as_time(t))
 
     def sigma(self, t):
-        low, high = self._ends()
+        low, high = self._roots()
         return (low + t * (high - low)) ** self.rho
 
     def time_at(self, alpha, sigma):
-        low, high = self._ends()
+        low, high = self._roots()
         return ((sigma / alpha) ** (1 / self.rho) - low) / (high - low)
 
 

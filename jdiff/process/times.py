@@ -11,6 +11,32 @@ from jdiff.process.clock import Schedule, check_schedule
 LOWEST_LOG_SNR = -10.0  # the lowest log-SNR that is worth a step, close to VP's own at t = 1
 
 
+def ends_of(name: str, schedule: Schedule, t_min, t_max) -> tuple[Array, Array]:
+    """The ends of a stretch of time, the schedule's own where None is given.
+
+    Args:
+        name: who asks, for the message.
+        schedule: the noise schedule.
+        t_min: the last time, or None.
+        t_max: the first time, or None.
+
+    Returns:
+        (t_min, t_max), floating.
+
+    Raises:
+        ValueError: for ends out of order or outside the schedule; traced values are not looked at.
+    """
+    check_schedule(schedule)
+    t_min = schedule.t_min if t_min is None else t_min
+    t_max = schedule.t_max if t_max is None else t_max
+    if concrete(t_min, t_max, schedule.t_min) and not schedule.t_min * (1 - 1e-6) <= float(t_min) < float(t_max):
+        raise ValueError(
+            f"{name}: times must satisfy {schedule.t_min} <= t_min < t_max on {type(schedule).__name__}, "
+            f"got t_min = {t_min}, t_max = {t_max}"
+        )
+    return as_time(t_min), as_time(t_max)
+
+
 def check_times(schedule: Schedule, times) -> Array:
     """`times` as an array, after the checks of a caller's grid: (N,), descending, sigma > 0 at its end.
 

@@ -5,15 +5,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, as_time, expand
+from jdiff.core.arrays import Array, expand
 from jdiff.core.checks import check_floating
 from jdiff.core.extras import needs
 from jdiff.core.keys import each
 from jdiff.core.names import choose
-from jdiff.core.pytrees import concrete, row_axes, varying
-from jdiff.process.clock import Schedule, check_schedule, log_snr, time_of
+from jdiff.core.pytrees import row_axes, varying
+from jdiff.process.clock import Schedule, log_snr, time_of
 from jdiff.process.prediction import Denoise, as_denoise
 from jdiff.process.sde import derivative
+from jdiff.process.times import ends_of
 
 # diffrax's class; evaluations of a step; further ones before the first
 METHODS = {
@@ -30,10 +31,10 @@ ADJOINTS = {
     "backsolve": lambda diffrax: diffrax.BacksolveAdjoint(),
     "forward": lambda diffrax: diffrax.ForwardMode(),
 }
-LEAST_LOG_SNR = -14.0  # where a clock in log-SNR starts if alpha = 0 there: alpha / sigma = 1e-3
+CLOCK_START = -14.0  # where a clock in log-SNR starts if alpha = 0 there: alpha / sigma = 1e-3
 
 
-class Info(NamedTuple):
+class AdaptiveInfo(NamedTuple):
     """Per sample, (B,): network evaluations with the last denoise, steps taken, steps rejected, whether it arrived.
 
     Implicit methods solve for their stages: there `nfe` counts stages, each of which takes several evaluations.
@@ -83,7 +84,7 @@ def sample_adaptive(
         max_steps: steps after which a sample gives up; its `success` is then False.
 
     Returns:
-        (x_0 (B, ...), `Info`). All arguments but numbers and arrays are static under jit.
+        (x_0 (B, ...), `AdaptiveInfo`). All arguments but numbers and arrays are static under jit.
 
     Raises:
         ValueError: for unknown names, times out of order or outside the schedule, rows of another batch, `sde` without
@@ -97,14 +98,13 @@ def sample_adaptive(
     choose("method of sample_adaptive", method, METHODS)
     choose("adjoint of sample_adaptive", adjoint, ADJOINTS)
     check_floating("x", x)
-    check_schedule(schedule)
     denoise = as_denoise(denoise, schedule)
     if sde and key is None:
         raise ValueError("sample_adaptive: the reverse SDE draws noise: give a key, jax.random.key(seed)")
-    t_max, t_min = _ends(schedule, t_max, t_min)
+    t_min, t_max = ends_of("sample_adaptive", schedule, t_min, t_max)
     by_log_snr = sde or schedule.has_kinks
     if by_log_snr:
-        start, stop = jnp.maximum(log_snr(schedule, t_max), LEAST_LOG_SNR), log_snr(schedule, t_min)
+        start, stop = jnp.maximum(log_snr(schedule, t_max), CLOCK_START), log_snr(schedule, t_min)
     else:
         start, stop = -t_max, -t_min  # a clock that rises
     start, stop = start.astype(x.dtype), stop.astype(x.dtype)
@@ -160,7 +160,7 @@ def sample_adaptive(
         x, keys, (rows, schedule)
     )
     _, each_step, before = (None, 2, 1) if sde else METHODS[method]
-    info = Info(each_step * steps + before + 1, steps, rejected, arrived)
+    info = AdaptiveInfo(each_step * steps + before + 1, steps, rejected, arrived)
     return denoise(y, t_min), info
 
 
@@ -168,18 +168,6 @@ def _diffrax():
     with needs("jdiff.sample_adaptive needs", "adaptive"):
         import diffrax
     return diffrax
-
-
-def _ends(schedule, t_max, t_min):
-    t_max = as_time(schedule.t_max if t_max is None else t_max)
-    t_min = as_time(schedule.t_min if t_min is None else t_min)
-    if concrete(t_max, t_min, schedule):
-        with jax.ensure_compile_time_eval():
-            if not schedule.t_min * (1 - 1e-6) <= float(t_min) < float(t_max):
-                raise ValueError(
-                    f"sample_adaptive: expected {schedule.t_min} <= t_min < t_max, got {float(t_min)}, {float(t_max)}"
-                )
-    return t_max, t_min
 
 
 def _stochastic(diffrax, drift, row, key, start, stop, rtol, atol):

@@ -17,7 +17,7 @@ from jdiff.sampling.loop import check_start
 from jdiff.solvers.base import Now, Solver
 
 
-class Info(NamedTuple):
+class ParallelInfo(NamedTuple):
     """What a parallel run took: sweeps (calls of the network one after the other) and evaluations (of all kinds)."""
 
     sweeps: Array
@@ -37,7 +37,7 @@ def sample_parallel(
     max_sweeps: int | None = None,
     std=0.5,
     sharding=None,
-) -> tuple[Array, Info]:
+) -> tuple[Array, ParallelInfo]:
     """What `sample` returns, in fewer calls of the network one after the other; for solvers without memory.
 
     A sweep takes all steps of a window at once, phi_j(x_j), on `window` times the batch, and sets x_{j+1} <- phi_j(x_j)
@@ -59,8 +59,8 @@ def sample_parallel(
         sharding: of arrays (window, B, ...); `NamedSharding(mesh, P("window"))` spreads the window over devices.
 
     Returns:
-        (x_0 (B, ...), `Info`). There is no reverse mode. Under `jax.jit`, window, max_sweeps and sharding are static.
-        Inside `jax.shard_map` each device sweeps until its own rows have settled.
+        (x_0 (B, ...), `ParallelInfo`). There is no reverse mode. Under `jax.jit`, window, max_sweeps and sharding are
+        static. Inside `jax.shard_map` each device sweeps until its own rows have settled.
 
     Raises:
         ValueError: for solvers with memory, for windows that do not fit, and as `sample` does.
@@ -75,7 +75,7 @@ def sample_parallel(
     check_start(solver, x, times, key)
     width = _check(solver, x, length, window, max_sweeps)
     if not length:
-        return denoise(x, times[-1]), Info(jnp.zeros((), int), jnp.ones((), int))
+        return denoise(x, times[-1]), ParallelInfo(jnp.zeros((), int), jnp.ones((), int))
     least = 1 if max_sweeps is None else -(-length // max_sweeps)
     keys = rows_of(key, x.shape[0])
     steps = Now(jnp.arange(length), times[:-1], times[1:], solver.plan(schedule, times, len(times)))
@@ -114,7 +114,7 @@ def sample_parallel(
     start = vary_as((jnp.zeros((), int), states, jnp.zeros((), int)), x, keys, solver, denoise, schedule, times)
     _, states, sweeps = lax.while_loop(lambda carry: carry[0] < length, sweep, start)
     calls = _calls(solver, denoise, schedule, x, steps, keys)
-    return denoise(states[0], times[-1]), Info(sweeps, sweeps * width * calls + 1)
+    return denoise(states[0], times[-1]), ParallelInfo(sweeps, sweeps * width * calls + 1)
 
 
 def _norm(a):

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Number, expand
 from jdiff.core.checks import LARGEST, check_range
+from jdiff.core.names import choose
 from jdiff.core.pytrees import noun
 from jdiff.solvers import stages
 from jdiff.solvers.base import Mix, check_order, mix, steps_since_break
@@ -61,10 +62,8 @@ def DEIS(order: int = 3, coordinate: str = "t", start: str = "low_order") -> Mul
         Zhang & Chen 2022, arXiv:2204.13902, eq. 14 and 15.
     """
     check_order("DEIS", order)
-    rules = {"t": NOISE_BY_TIME, "log_rho": NOISE}
-    if coordinate not in rules:
-        raise ValueError(f"DEIS: unknown coordinate {coordinate!r}; one of {', '.join(rules)}")
-    return Multistep(nodes=order, rule=rules[coordinate], start=choose_start("DEIS", start, order, NOISE))
+    rule = choose("coordinate of DEIS", coordinate, {"t": NOISE_BY_TIME, "log_rho": NOISE})
+    return Multistep(nodes=order, rule=rule, start=choose_start("DEIS", start, order, NOISE))
 
 
 def ExponentialAB(order: int = 3, prediction: str = "x0", start: str = "low_order") -> Multistep:
@@ -120,9 +119,8 @@ def PNDM(start: str = "runge_kutta") -> Multistep:
         "runge_kutta": Start(NOISE_BY_TIME, stages.RUNGE_KUTTA, steps=3),
         "trapezoid": Start(NOISE_BY_TIME, stages.TRAPEZOID, steps=1),
     }
-    if start not in starts:
-        raise ValueError(f"PNDM: unknown start {start!r}; one of {', '.join(starts)}")
-    return Multistep(nodes=4, rule=NOISE_BY_INDEX, start=starts[start], low_order_below=0)
+    chosen = choose("start of PNDM", start, starts)
+    return Multistep(nodes=4, rule=NOISE_BY_INDEX, start=chosen, low_order_below=0)
 
 
 def IPNDM(order: int = 4) -> Multistep:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Number, expand, safe_divide, safe_sqrt
 from jdiff.core.checks import check_range
+from jdiff.core.names import choose
 from jdiff.core.pytrees import noun, static
 from jdiff.process.forward import fresh_noise
 from jdiff.solvers.base import Mix, is_positive, mix
@@ -81,8 +82,7 @@ class DDPM:
     stochastic = True
 
     def check(self):
-        if self.variance not in VARIANCES:
-            raise ValueError(f"DDPM: unknown variance {self.variance!r}; one of {', '.join(VARIANCES)}")
+        choose("variance of DDPM", self.variance, VARIANCES)
 
     def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]

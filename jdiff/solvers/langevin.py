@@ -6,6 +6,7 @@ from jax import lax
 from jdiff.core.arrays import Number, expand
 from jdiff.core.checks import check_range
 from jdiff.core.keys import fold, normal, part
+from jdiff.core.names import choose
 from jdiff.core.pytrees import noun, static
 from jdiff.solvers.base import check_order, nearly_noise
 
@@ -55,8 +56,7 @@ class Langevin:
     def check(self):
         check_range(self, 0, snr=self.snr)
         check_order("Langevin, number of steps as", self.steps)
-        if self.norms not in NORMS:
-            raise ValueError(f"Langevin: unknown norms {self.norms!r}; one of {', '.join(NORMS)}")
+        choose("norms of Langevin", self.norms, NORMS)
 
     def correct(self, denoise, schedule, x, t, key):
         """`steps` steps of Langevin dynamics on p_t.

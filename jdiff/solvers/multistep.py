@@ -13,6 +13,7 @@ from jax import lax
 
 from jdiff.core.arrays import Array, Number, expand, safe_sqrt
 from jdiff.core.checks import check_range
+from jdiff.core.names import choose
 from jdiff.core.pytrees import noun, static
 from jdiff.solvers import polynomial, stages
 from jdiff.solvers.base import Mix, check_order, is_positive, mix, nearly_noise, steps_since_break
@@ -192,9 +193,8 @@ def choose_start(name: str, start: str, order: int, rule: Rule, two_nodes=None) 
     Raises:
         ValueError: for another name.
     """
-    if start not in ("low_order", "single_step"):
-        raise ValueError(f"{name}: unknown start {start!r}; one of low_order, single_step")
-    if start == "low_order" or order == 1:
+    single_step = choose(f"start of {name}", start, {"low_order": False, "single_step": True})
+    if not single_step or order == 1:
         return None
     # RK4 has order 4, which leaves an error of order 5 behind in one step: enough for both orders, and for three
     # evaluations instead of collocation's nine or sixteen.

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff.core.arrays import Array, as_time, safe_divide
+from jdiff.core.names import choose
 from jdiff.process.clock import log_snr, time_of
 from jdiff.process.sde import derivative
 from jdiff.solvers.base import nearly_noise
@@ -171,9 +172,7 @@ RULES = {"x0": DATA, "eps": NOISE}  # by the names that users give
 
 def choose_rule(name: str, prediction: str) -> Rule:
     """The rule in log(alpha/sigma) of a prediction, "x0" or "eps"; ValueError, naming the solver, for another."""
-    if prediction not in RULES:
-        raise ValueError(f"{name}: unknown prediction {prediction!r}; one of {', '.join(RULES)}")
-    return RULES[prediction]
+    return choose(f"prediction of {name}", prediction, RULES)
 
 
 # ---------------------------------------------------------------- weights

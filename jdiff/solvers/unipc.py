@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from jdiff.core.arrays import Number, safe_divide
+from jdiff.core.names import choose
 from jdiff.solvers.base import check_order
 from jdiff.solvers.multistep import Multistep, choose_start
 from jdiff.solvers.polynomial import DATA, choose_rule, midpoint
@@ -48,11 +49,10 @@ def UniPC(order: int = 2, variant: str = "bh2", prediction: str = "x0", start: s
     """
     check_order("UniPC", order)
     variants = {"bh1": {"x0": _bh1_data, "eps": _bh1_noise}, "bh2": {"x0": midpoint, "eps": midpoint}}
-    if variant not in variants:
-        raise ValueError(f"UniPC: unknown variant {variant!r}; one of {', '.join(variants)}")
+    two_nodes = choose("variant of UniPC", variant, variants)
     rule = choose_rule("UniPC", prediction)
     return Multistep(
-        nodes=order, rule=rule, two_nodes=variants[variant][prediction], corrector=order,
+        nodes=order, rule=rule, two_nodes=two_nodes[prediction], corrector=order,
         start=choose_start("UniPC", start, order, rule),
     )  # fmt: skip
 
@@ -88,7 +88,5 @@ def SASolver(order: int = 2, corrector: int = 2, tau: Number = 1.0, variant: str
     check_order("SASolver", order)
     if corrector:
         check_order("SASolver's corrector", corrector)
-    variants = {"exact": None, "bh1": _bh1_data}
-    if variant not in variants:
-        raise ValueError(f"SASolver: unknown variant {variant!r}; one of {', '.join(variants)}")
-    return Multistep(eta=tau**2, nodes=order, rule=DATA, two_nodes=variants[variant], corrector=corrector)
+    two_nodes = choose("variant of SASolver", variant, {"exact": None, "bh1": _bh1_data})
+    return Multistep(eta=tau**2, nodes=order, rule=DATA, two_nodes=two_nodes, corrector=corrector)

@@ -416,7 +416,7 @@ def test_learned_variance_needs_a_learned_variance():
     "make,message",
     [
         (lambda: solvers.DDIM(-1.0), "DDIM: eta must be"),
-        (lambda: solvers.DDPM("medium"), "unknown variance 'medium'"),
+        (lambda: solvers.DDPM("medium"), "unknown variance of DDPM 'medium'"),
         (lambda: solvers.LMS(0), "LMS: order must be a whole number, 1 or more; got 0"),
         (lambda: solvers.DEIS(2.5), "DEIS: order must be a whole number"),
         (lambda: solvers.DEIS(coordinate="sigma"), "one of t, log_rho"),
