@@ -6,6 +6,7 @@ import errno
 import io
 import itertools
 import json
+import os
 import re
 import sys
 import tempfile
@@ -40,7 +41,9 @@ def run_script(main: Callable[[list[str]], int], *errors: type[Exception]) -> No
         status = main(sys.argv[1:])
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
-        status = 130
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)  # threads of XLA may still compute: the interpreter's own end would abort
     except caught as error:
         fail(error)
     sys.exit(status)

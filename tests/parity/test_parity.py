@@ -7,7 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from peers import (
+from beside import (
     START,
     WIDE,
     assert_same,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peers import START, WIDE, C, Exact, diffusers, network, ours, table, theirs, torch, vp
+from beside import START, WIDE, C, Exact, diffusers, network, ours, table, theirs, torch, vp
 
 import jdiff
 from jdiff import solvers

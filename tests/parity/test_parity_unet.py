@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peers import diffusers, noises, replay, torch
+from beside import diffusers, noises, replay, torch
 
 import jdiff
 from jdiff import convert

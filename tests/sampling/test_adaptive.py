@@ -168,7 +168,7 @@ def test_errors(monkeypatch):
     schedule, x = jdiff.VP(), jnp.ones((2, 2))
     denoise = Diagonal(schedule)
     for settings, message in (
-        (dict(method="rk45"), "unknown method 'rk45'; one of tsit5"),
+        (dict(method="rk45"), "unknown method of sample_adaptive 'rk45'; one of tsit5"),
         (dict(adjoint="none"), "unknown adjoint"),
         (dict(sde=True), "give a key"),
         (dict(t_min=0.5, t_max=0.4), "<= t_min < t_max"),
