@@ -150,7 +150,7 @@ in_both_tables = pytest.mark.parametrize("table", ["most", pytest.param("adaptiv
 ELSEWHERE = {
     "train.init_state": "train/test_parallel.py",
     "train.make_train_step": "train/test_parallel.py",
-    "train.make_train_loop": "train/test_train.py",
+    "train.make_train_loop": "train/test_step.py",
 }
 # made on the host, once: tables, optimisers, placement, files
 HOST = ("betas.", "optim.", "parallel.", "ema.power_gamma", "ema.sigma_rel_of", "ema.gamma_of")
@@ -180,6 +180,7 @@ def public_verbs() -> set[str]:
 
 
 def test_every_public_verb_has_its_row():
+    assert all((Path(__file__).parents[1] / file).is_file() for file in ELSEWHERE.values())
     assert public_verbs() == {*ROWS, *WHOLE, *ADAPTIVE, *ELSEWHERE}
 
 
