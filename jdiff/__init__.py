@@ -7,6 +7,7 @@ becomes `denoise(x_t, t) -> E[x_0 | x_t]`; a solver steps from t to s < t; `samp
 from jdiff import convert, guidance, losses, models, solvers, train
 from jdiff.core.brownian import BrownianTree
 from jdiff.core.keys import BatchKey
+from jdiff.core.pytrees import noun, per_sample, static
 from jdiff.denoisers import conditioning, denoiser, targets
 from jdiff.losses import coupling, levels, weights
 from jdiff.models import create_model, list_models, register_model

@@ -209,7 +209,7 @@ def placed(state, loop, devices: list, fsdp: int):
 
 
 def restored(run: runs.Run, state):
-    """(the state of the newest good checkpoint, the position of its data); what is newer is put aside."""
+    """(the state of the newest good checkpoint, the position of its data). Newer, damaged ones are moved aside."""
     with checkpoint.told():
         state = checkpoint.restore(run.checkpoints, state)
     parallel.anywhere(False)  # all have read what one puts aside

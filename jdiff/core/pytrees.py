@@ -197,6 +197,12 @@ def vary_as(tree, *like):
     return jax.tree.map(cast, tree) if axes else tree
 
 
+def is_leaf(value) -> bool:
+    """Whether a value is itself a leaf to JAX: an array, a number, a function, or an object of an unknown class."""
+    leaves = jax.tree.leaves(value)
+    return len(leaves) == 1 and leaves[0] is value
+
+
 def concrete(*values) -> bool:
     """Whether all values are known now (not traced), so that they can be checked."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))

@@ -1,4 +1,4 @@
-"""What the network is shown of (x_t, t): a scaled input (B, ...) and a noise label (B,).
+"""What the network is shown of (x_t, t): a scaled input (B, ...) and a label of the noise level (B,).
 
 A conditioning is a pytree called as `conditioning(schedule, x, t) -> (input, label)`.
 """

@@ -41,7 +41,7 @@ def cfg(conditional: Denoise | Callable, unconditional: Denoise | Callable, w) -
     w = 1 is the conditional model and w = 0 the unconditional one.
 
     Args:
-        conditional: c, a denoiser or a function (x, t) -> E[x_0 | x_t, label].
+        conditional: c, a denoiser or a function (x, t) -> E[x_0 | x_t, cond].
         unconditional: u, a denoiser or a function (x, t) -> E[x_0 | x_t].
         w: the weight: a number, (B,), or a pytree that is called with t. In the terms of Ho & Salimans it is w + 1.
 

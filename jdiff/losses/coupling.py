@@ -26,8 +26,8 @@ class Nearest:
     """Of `candidates` noises drawn for each sample, eps among them, the one with the smallest |x_0 - eps|.
 
     By position: sample i is a function of (key, i) and its own data alone, so slices, devices and the whole batch
-    agree. Noise given the data is then no longer standard normal, and noise at large departs from it slightly, the more
-    so the more candidates there are.
+    agree. Given the data, the noise is then no longer standard normal. Over all data it is nearly so, and the less so
+    the more candidates there are.
 
     Args:
         candidates: how many noises are drawn for each sample, eps included.

@@ -48,7 +48,7 @@ class Uniform:
         t_max: the upper end; that of the schedule's domain if None.
 
     Raises:
-        ValueError: unless 0 <= t_min < t_max <= 1, or the two are given as one.
+        ValueError: unless 0 <= t_min < t_max <= 1, or t_min = t_max is given.
 
     Reference:
         Kingma et al. 2021, arXiv:2107.00630, appendix I.1.
@@ -74,7 +74,7 @@ class Independent:
         t_max: the upper end; that of the schedule's domain if None.
 
     Raises:
-        ValueError: unless 0 <= t_min < t_max <= 1, or the two are given as one.
+        ValueError: unless 0 <= t_min < t_max <= 1, or t_min = t_max is given.
     """
 
     t_min: Number | None = None
@@ -182,7 +182,7 @@ def _domain(law, schedule) -> tuple[Number, Number]:
 
 
 def _check_ends(law) -> None:
-    """Raise ValueError unless 0 <= t_min < t_max <= 1, or the two are given as one; traced ends are not looked at."""
+    """Raise ValueError unless 0 <= t_min < t_max <= 1, or t_min = t_max is given; traced ends are not looked at."""
     check_range(law, 0, 1, t_min=law.t_min, t_max=law.t_max)
     low, high = (0.0 if law.t_min is None else law.t_min), (1.0 if law.t_max is None else law.t_max)
     one = law.t_min is not None and law.t_max is not None

@@ -85,9 +85,9 @@ class LossAware:
     def update(self, state: dict, t: Array, each: Array, schedule: Schedule, *, axis_name: str | None = None) -> dict:
         """The state after a batch with losses `each` at `t`, both (B,), before they are multiplied by anything.
 
-        In the order of the rows, as if one after the other. In a pmap give its `axis_name`: every device then learns
-        from all rows of the batch, and the state is that of the batch on one device. Losses that are not finite are
-        not remembered.
+        The rows are remembered in their order, as if they came one after the other. In a pmap give its `axis_name`:
+        every device then learns from all rows of the batch, and the state is that of the batch on one device. Losses
+        that are not finite are not remembered.
         """
         t, each = lax.stop_gradient((t, each))
         if axis_name is not None:
@@ -140,8 +140,8 @@ def loss_aware(loss: Callable, law: LossAware, schedule: Schedule, *, axis_name:
             aux has the `t` and `each` of the losses of this module.
         law: the law.
         schedule: the schedule of the process.
-        axis_name: that of the pmap or shard_map around the training step, if any: all devices learn from all rows, and
-            agree. With accumulation each slice already draws by what the ones before it saw.
+        axis_name: the axis of the pmap or shard_map around the training step, if there is one. All devices then learn
+            from all rows, and agree. With accumulation each slice already draws by what the ones before it saw.
 
     Returns:
         `(params, key, data, cond, extra) -> (scalar, aux)`, as `make_train_step` calls it for a state whose `extra` is

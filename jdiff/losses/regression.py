@@ -30,7 +30,7 @@ from jdiff.process.prediction import Prediction
 
 @noun
 class Regression:
-    """What is regressed, how it is shown to the network, at which noise levels, and what each of them counts.
+    """What is regressed, how it is shown to the network, at which noise levels, and the weight of each level.
 
     The losses take these fields by keyword: `denoising(apply, params, key, data, schedule=..., target=...)`.
 

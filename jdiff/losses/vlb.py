@@ -22,12 +22,16 @@ def vlb_terms(
 ) -> Array:
     """The term of the variational bound at the knot t = k/T and x_t ~ q(x_t | x_0), in bits per dimension.
 
-    The sum of the terms over k = 1..T, averaged over x_t, and `vlb_prior` bound -log_2 p(x_0) / D. At k >= 2 a term is
-    KL(q(x_s | x_t, x_0) | p(x_s | x_t)) with s = t - 1/T. Both are of the form of `q_posterior`; the model's has its
-    x_0 and the variance of `DDPM`, c sigma_s^2 (sigma_t/sigma_s)^2v, with v = (o + 1) / 2 where the denoiser learned o
-    (its `Prediction.extra`), else the argument v. At k = 1 it is -log p(x_0 | x_1), of the bin of x_0. There the small
-    variance would be 0: that of k = 2 takes its place, and is the variance unless one was learned, as in published
-    code.
+    The terms of k = 1..T, averaged over x_t and added up, plus `vlb_prior`, bound -log_2 p(x_0) / D.
+
+    For k >= 2 the term is KL(q(x_s | x_t, x_0) | p(x_s | x_t)) with s = t - 1/T. Both laws are normal. q is that of
+    `q_posterior`. p has the mean of `q_posterior` for the predicted x_0, and the variance of `DDPM`,
+    c sigma_s^2 (sigma_t/sigma_s)^2v. If the denoiser learned variances, o being its `Prediction.extra`,
+    v = (o + 1) / 2; else v is the argument.
+
+    For k = 1 the term is -log p(x_0 | x_1), p being the probability of the bin that x_0 is in. There the small variance
+    would be 0, and that of k = 2 takes its place. It is the variance of the term whatever v is, unless variances were
+    learned. Published code does the same.
 
     Args:
         denoise: a denoiser, or a function (x, t) -> E[x_0 | x_t].

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Array, as_time, safe_log
 from jdiff.core.inverse import bisect
+from jdiff.core.pytrees import is_leaf
 
 
 @runtime_checkable
@@ -49,6 +50,7 @@ class Schedule(Protocol):
         The default is a bisection over [0, 1], with the derivative of the implicit function. Override it where there is
         a closed form. Only the ratio matters, and alpha may be 0.
         """
+        check_schedule(self)
         value = 2 * (safe_log(as_time(alpha)) - safe_log(as_time(sigma)))
         return bisect(log_snr, self, value)
 
@@ -64,6 +66,8 @@ def check_schedule(schedule) -> None:
             f"{type(schedule).__name__} is no schedule: it lacks {missing}; inherit from jdiff.Schedule, which has a "
             "default for all but alpha and sigma"
         )
+    if is_leaf(schedule):
+        raise TypeError(f"{type(schedule).__name__} is no pytree; decorate the class with @jdiff.noun")
 
 
 def log_snr(schedule: Schedule, t) -> Array:

@@ -54,7 +54,7 @@ def log_snr(
 ) -> Array:
     """n times evenly spaced in log-SNR.
 
-    The spacing starts at `lowest` where the log-SNR of t_max is below it, because x_t is noise at all times below. A
+    If the log-SNR of t_max is below `lowest`, the spacing starts at `lowest`: at a lower log-SNR x_t is noise. A
     table that ends with a little signal, alpha = 2e-9 say, then starts there too, and not at t_max: there x_0 = (x_t -
     sigma eps) / alpha would multiply a network's error by 1 / alpha. The first time is t_max where alpha is 0, and
     where the log-SNR of t_max is less than 1 below `lowest`.
@@ -95,8 +95,8 @@ def karras(schedule: Schedule, n, rho=7.0, sigma_min=None, sigma_max=None, *, si
         n: the number of times.
         rho: the exponent; larger values take shorter steps at low noise.
         sigma_min: the last sigma/alpha, clipped to what the schedule reaches; its own end if None.
-        sigma_max: the first sigma/alpha, clipped likewise; if None the schedule's own end, but as for `log_snr` no
-            log-SNR below -10.
+        sigma_max: the first sigma/alpha, clipped likewise; if None, the schedule's own end, or the sigma/alpha of
+            a log-SNR of -10 where that is smaller, as for `log_snr`.
         size: the length of the result if n is traced; the last time repeats up to it.
 
     Returns:
@@ -127,8 +127,8 @@ def polyexponential(
         n: the number of times.
         rho: the exponent; larger values take shorter steps at low noise.
         sigma_min: the last sigma/alpha, clipped to what the schedule reaches; its own end if None.
-        sigma_max: the first sigma/alpha, clipped likewise; if None the schedule's own end, but as for `log_snr` no
-            log-SNR below -10.
+        sigma_max: the first sigma/alpha, clipped likewise; if None, the schedule's own end, or the sigma/alpha of
+            a log-SNR of -10 where that is smaller, as for `log_snr`.
         size: the length of the result if n is traced; the last time repeats up to it.
 
     Returns:

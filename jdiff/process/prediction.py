@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Array
 from jdiff.core.checks import check_same_shape
-from jdiff.core.pytrees import noun, static
+from jdiff.core.pytrees import is_leaf, noun, static
 from jdiff.process.clock import Schedule
 from jdiff.process.forward import eps_from
 
@@ -84,8 +84,7 @@ def as_denoise(denoise: Denoise | Callable, schedule: Schedule | None) -> Denois
         `denoise` itself where there is nothing to add.
     """
     if not isinstance(denoise, Denoise):
-        is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(denoise))
-        return PlainDenoise(None, schedule, denoise) if is_leaf else PlainDenoise(denoise, schedule)
+        return PlainDenoise(None, schedule, denoise) if is_leaf(denoise) else PlainDenoise(denoise, schedule)
 
     def is_plain(node):
         return isinstance(node, PlainDenoise)

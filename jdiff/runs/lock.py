@@ -28,10 +28,10 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno
 def held(directory, notify: Callable[[str], object], before_end: list | None = None) -> Iterator[None]:
     """Hold the lock of a run directory in the block. The directory is made if it is missing.
 
-    The lock is a flock on DIR/lock, which the system frees however the process dies. DIR/lock.json says who holds it,
-    for people, and for hosts between which flock does not reach: process id, host, when it began, and a heartbeat that
-    a thread renews every `BEAT` seconds. Where a run has several processes, all of them call this together, and the
-    first one takes the lock for all.
+    The lock is a flock on DIR/lock, which the system frees however the process dies. DIR/lock.json says who holds it:
+    process id, host, when it began, and a heartbeat that a thread renews every `BEAT` seconds. People read it, and so
+    do hosts on file systems where flock does not reach from host to host. Where a run has several processes, all of
+    them call this together, and the first one takes the lock for all.
 
     Args:
         directory: of the run.

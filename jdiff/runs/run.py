@@ -151,7 +151,7 @@ def about_data(run: Run) -> dict:
 
 
 def check_same_data(run: Run, note: dict) -> None:
-    """Check that a checkpoint was trained on as many samples, of the same shape: its batches were others if not.
+    """Check that a checkpoint was trained on as many samples, of the same shape; else its batches were others.
 
     Args:
         run: the run, with the data of now.

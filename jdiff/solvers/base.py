@@ -76,8 +76,8 @@ class Solver(Protocol):
             key: one key per sample, (B,), or the `Noise` of the step, or None.
 
         Returns:
-            (x_s, state, prediction): x_s (B, ...), the new state, and the first prediction that the step made, which
-            must not come out of a loop of the step's own.
+            (x_s, state, prediction): x_s (B, ...), the new state, and the first prediction that the step made. A
+            step with a loop makes this prediction before the loop.
         """
         ...
 

@@ -34,8 +34,8 @@ def DPMpp3M(start: str = "low_order") -> Multistep:
 
         x_s / sigma_s = x_t / sigma_t + int_{c_t}^{c_s} e^c P(c) dc,    c = log(alpha/sigma)
 
-    The second step, which has two predictions, is one of `DPMpp2M`. Published code has half of this
-    second-difference term, and so stays at second order.
+    The second step, which has two predictions, is one of `DPMpp2M`. Published code has half of the term in the
+    second difference of the predictions, and so stays at second order.
 
     Args:
         start: "low_order", the literature's, has second order as a whole. "single_step" makes the first two steps by a

@@ -39,8 +39,8 @@ class Langevin:
         steps: how many steps, 1 or more.
         norms: what r is. "expected" takes sigma_t, which is what |z| / |score| is expected to be. "batch" takes the
             ratio of the batch's mean norms, as published code does: sample i then depends on the others. "sample" takes
-            each sample's own ratio. That is close to the first in high dimension and wrong in low, because its steps
-            depend on x: in the plane, variances of 7 times the true one were measured.
+            each sample's own ratio. In high dimension that is close to "expected". In low dimension it is wrong,
+            because the steps then depend on x.
 
     Raises:
         ValueError: for a negative snr, fewer than one step, or other `norms`.

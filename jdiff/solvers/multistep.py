@@ -62,9 +62,9 @@ class Multistep:
 
     with h the step in log(alpha/sigma), z ~ N(0, I), p_0 the prediction at x_t, p_j that of j steps before, and the
     weights W_j of `polynomial`. Fewer predictions are interpolated in the first steps of a path, and in the last steps
-    of a short grid. Orders above 2 are reached only with a `start` of that order, because first steps of low order
-    leave an error of second order behind. After each of the plan's `breaks` the method starts again: predictions of
-    another path are never used.
+    of a short grid (see `low_order_below`). Orders above 2 are reached only with a `start` of that order, because first
+    steps of low order leave an error of second order behind. After each of the plan's `breaks` the method starts again:
+    predictions of another path are never used.
 
     Args:
         eta: None for the probability-flow ODE, else 0 or more: the SDE with fresh noise of share 1 - exp(-2 eta h).
@@ -73,7 +73,8 @@ class Multistep:
         two_nodes: as in `polynomial.weights`.
         corrector: 0 for none, else with how many of the old predictions, beside the new one, each step is corrected.
         start: how the first steps are made; None for multistep ones of lower orders.
-        low_order_below: for grids of fewer times than this, the orders of the last steps go down to 1.
+        low_order_below: on grids of fewer times than this, a step interpolates no more predictions than there are
+            evaluations left: two in the last step, before the last denoise.
 
     Raises:
         ValueError: for fewer than one node, or an eta that is negative or not finite.

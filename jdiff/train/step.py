@@ -74,8 +74,9 @@ def make_train_step(
 
     With `accumulate` > 1 or an `axis_name`, the loss receives a `BatchKey(key, start, size)` instead of a key, which
     tells it which rows of the global batch it sees. Losses that draw by position (`losses.denoising`, `keys.normal`)
-    then agree with a loss of the whole batch at once. Gradients, numbers in aux and, over devices, floating collections
-    are averaged. Arrays in aux are joined again, on each device. Collections pass from slice to slice.
+    then agree with a loss of the whole batch at once. Gradients and the numbers in aux are averaged over slices and
+    devices, floating collections over devices. Arrays in aux are joined again, on each device. Collections pass from
+    slice to slice.
 
     Args:
         loss: `(params, key, data, cond) -> (scalar, aux)`, where aux is a dict of numbers and of arrays whose leading
@@ -243,8 +244,8 @@ def make_train_loop(train_step: Callable, take: Callable | None = None, record: 
     Args:
         train_step: what `make_train_step` returns.
         take: `(arrays, index[j]) -> (data, cond)` makes the batch of step j, on the device. By default arrays is a pair
-            (data, cond), cond being None if there is none, of which index picks: rows (K, B) of a whole data set with
-            leading axis N; or, (K,), one of K batches.
+            (data, cond), where cond may be None. An index (K, B) then picks rows of a whole data set of leading axis N,
+            an index (K,) picks one of K batches.
         record: `(aux) -> dict` of arrays of fixed shapes, which metrics keeps of each step. By default it keeps the
             numbers in aux, among them `loss` and `grad_norm`.
     """

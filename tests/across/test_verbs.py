@@ -154,7 +154,7 @@ ELSEWHERE = {
 }
 # made on the host, once: tables, optimisers, placement, files
 HOST = ("betas.", "optim.", "parallel.", "ema.power_gamma", "ema.sigma_rel_of", "ema.gamma_of")
-NO_VERBS = ("create_model", "list_models", "register_model", "discrete")  # they make nouns
+NO_VERBS = ("create_model", "list_models", "register_model", "discrete", "noun", "per_sample", "static")  # of nouns
 
 
 def public_verbs() -> set[str]:

@@ -68,6 +68,56 @@ def test_edm_is_karras_table_1():
         np.testing.assert_allclose(weights.EDM(sd)(schedule, targets.EDM(sd), t), 1, rtol=1e-9)
 
 
+def by_clock(schedule, x0, eps, t, clock):
+    """d x_t / d clock(t), by forward mode, for one t."""
+    speed = jax.jvp(clock, (t,), (jnp.ones_like(t),))[1]
+    return jax.jvp(lambda t: schedule.alpha(t) * x0 + schedule.sigma(t) * eps, (t,), (jnp.ones_like(t),))[1] / speed
+
+
+def score(schedule, x0, eps, t):
+    """grad log q(x_t | x_0), by reverse mode."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    return jax.grad(lambda x: -0.5 * jnp.sum((x - alpha * x0) ** 2) / sigma**2)(alpha * x0 + sigma * eps)
+
+
+def unit_variance(schedule, x0, eps, t, sigma_data=0.7):
+    """The F of unit variance that is not correlated with x_t, for x_0 of variance sigma_data^2."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    covariance = jnp.diag(jnp.asarray([sigma_data**2, 1.0]))
+    of_x = jnp.stack([alpha, sigma])
+    row = jnp.linalg.inv(covariance) @ jnp.stack([of_x[1], -of_x[0]])  # uncorrelated with x_t
+    row = row / jnp.sqrt(row @ covariance @ row)
+    return row[0] * x0 + row[1] * eps
+
+
+# what each target is, said without its row
+MEANING = {
+    "x0": lambda schedule, x0, eps, t: x0,
+    "eps": lambda schedule, x0, eps, t: eps,
+    "score": score,
+    "v": lambda schedule, *given: by_clock(
+        schedule, *given, lambda t: jnp.arctan2(schedule.sigma(t), schedule.alpha(t))
+    ),
+    "velocity": lambda schedule, *given: by_clock(schedule, *given, lambda t: t),
+    "edm": unit_variance,
+}
+
+
+def test_each_target_is_what_it_says():
+    """As a derivative of the path or of the density, or by its variance."""
+    assert MEANING.keys() == TARGETS.keys()
+    with jax.enable_x64(True):
+        x0, eps = (a[0] for a in pair(jnp.float64))
+        for schedule in (jdiff.VP(), jdiff.Cosine(), jdiff.Flow(), jdiff.EDM()):
+            for name, target in TARGETS.items():
+                if name == "v" and isinstance(schedule, (jdiff.Flow, jdiff.EDM)):
+                    continue  # v is the derivative by the angle where the variance is preserved
+                t = jnp.float64(0.4)
+                expected = MEANING[name](schedule, x0, eps, t)
+                got = targets.aim(schedule, target, x0[None], eps[None], t)[0]
+                np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
 def test_relations():
     x0, eps = pair()
     np.testing.assert_allclose(targets.aim(jdiff.Flow(), targets.Velocity(), x0, eps, T), eps - x0, rtol=1e-6)

@@ -44,7 +44,8 @@ def theirs(name, dtype, **settings):
     return net
 
 
-@pytest.mark.parametrize("dtype,tolerance", [("float32", 1e-5), ("float64", 1e-10)])
+# float64 shows that the mathematics is the same; how far float32 is from it depends on the processor's instructions
+@pytest.mark.parametrize("dtype,tolerance", [("float32", 5e-5), ("float64", 1e-10)])
 @pytest.mark.parametrize("name,size,settings", [
     ("resnet18", (45, 38), {}), ("resnet34", (32, 57), dict(num_classes=7)), ("resnet50", (51, 33), {}),
 ])  # fmt: skip

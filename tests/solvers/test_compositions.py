@@ -11,6 +11,7 @@ from helpers import Diagonal
 
 import jdiff
 from jdiff import grid, solvers
+from jdiff.config import SOLVERS
 from jdiff.core import keys as core_keys
 
 SCHEDULE = jdiff.EDM()
@@ -143,6 +144,37 @@ def test_a_break_begins_a_new_path(name):
 
     with jax.enable_x64(True):
         chex.assert_trees_all_close(*plans(np.float64(TIMES)), rtol=1e-9, atol=1e-9, strict=True)
+
+
+WITH_MEMORY = {
+    name: solver
+    for name, solver in {name: make() for name, make in SOLVERS.items()}.items()
+    if jax.tree.leaves(jax.eval_shape(solver.init, X[:2]))
+} | REMEMBERING
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_after_a_break_nothing_is_read_from_before(name):
+    """Three steps from a break, and from the start: the states before, whatever they are, change no number."""
+    solver, x = WITH_MEMORY[name], X[:2]
+    shape = jax.tree.leaves(jax.eval_shape(solver.init, x))
+    states = [[jax.random.normal(jax.random.key(i), leaf.shape) for leaf in shape] for i in range(2)]
+    structure = jax.tree.structure(jax.eval_shape(solver.init, x))
+
+    @jax.jit
+    def run(states):
+        plan = solver.plan(SCHEDULE, TIMES, len(TIMES), jnp.arange(len(TIMES) - 1) == 5)
+        ends = []
+        for begin in (0, 5):
+            state, y = jax.tree.unflatten(structure, states), x
+            for i in range(begin, begin + 3):
+                now = solvers.Now(i, TIMES[i], TIMES[i + 1], jax.tree.map(lambda a, i=i: a[i], plan))
+                keys = jax.random.split(jax.random.key(i), 2)
+                y, state, _ = solver.step(jdiff.as_denoise(bend, SCHEDULE), SCHEDULE, y, now, state, keys)
+            ends.append(y)
+        return ends
+
+    chex.assert_trees_all_equal(run(states[0]), run(states[1]))
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "unipc_3", "gradient_estimation"])
