@@ -12,18 +12,15 @@ from helpers import SCHEDULES, Diagonal, one_of
 from networks import random_variables
 
 import jdiff
-from jdiff import coupling, levels, losses, parallel, targets, train, weights
+from jdiff import config, coupling, levels, losses, parallel, targets, train, weights
 from jdiff.core.keys import BatchKey, normal, split
 from jdiff.core.pytrees import noun
 
 KEY = jax.random.key(6)
 TABLE = jdiff.discrete(jdiff.betas.linear(100, 1e-3, 0.2))
 ALL_SCHEDULES = SCHEDULES | {"discrete": TABLE}
-TARGETS = (targets.X0(), targets.Eps(), targets.Score(), targets.V(), targets.Velocity(), targets.EDM())
-WEIGHTS = (
-    weights.Flat(), weights.Simple(), weights.EDM(), weights.MinSNR(), weights.P2(), weights.Sigmoid(),
-    weights.Likelihood(),
-)  # fmt: skip
+TARGETS = tuple(make() for make in config.TARGETS.values())
+WEIGHTS = tuple(make() for make in config.WEIGHTS.values())
 AWARE = levels.LossAware(bins=4)
 LOSSES = np.array([1, 30, 1, 1], np.float32)[:, None] * np.ones((1, 10), np.float32)
 LEVELS = (

@@ -5,6 +5,7 @@ import functools
 from functools import partial
 
 import chex
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,13 +36,7 @@ class Power(jdiff.Schedule):
         return t
 
 
-SCHEDULES = {
-    "vp": jdiff.VP,
-    "subvp": jdiff.SubVP,
-    "ve": jdiff.VE,
-    "edm": jdiff.EDM,
-    "cosine": jdiff.Cosine,
-    "flow": jdiff.Flow,
+SCHEDULES = {name: type(schedule) for name, schedule in helpers.SCHEDULES.items()} | {
     "linear table": lambda: jdiff.discrete(jdiff.betas.linear(1000)),
     "short table": lambda: jdiff.discrete(jdiff.betas.cosine(10)),
     "shifted flow": lambda: jdiff.Shifted(jdiff.Flow(), 3),
