@@ -28,6 +28,32 @@ MORE_SCHEDULES = SCHEDULES | {
 }
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _switch(f, one_of, *args):
+    """f(member, *args), traced once for all programs that ask for it."""
+    return lax.switch(jnp.asarray(one_of.which, int), [functools.partial(f, one) for one in one_of.members], *args)
+
+
+def _t_min(schedule):
+    return as_time(schedule.t_min)
+
+
+def _t_max(schedule):
+    return as_time(schedule.t_max)
+
+
+def _alpha(schedule, t):
+    return schedule.alpha(t)
+
+
+def _sigma(schedule, t):
+    return schedule.sigma(t)
+
+
+def _time_at(schedule, alpha, sigma):
+    return schedule.time_at(alpha, sigma)
+
+
 @noun
 class OneOf(jdiff.Schedule):
     """The schedule `members[which]`, `which` being a leaf: one compiled program serves all of them.
@@ -38,25 +64,22 @@ class OneOf(jdiff.Schedule):
     members: tuple
     which: Any
 
-    def _switch(self, f, *args):
-        return lax.switch(jnp.asarray(self.which, int), [functools.partial(f, one) for one in self.members], *args)
-
     @property
     def t_min(self):
-        return self._switch(lambda one: as_time(one.t_min))
+        return _switch(_t_min, self)
 
     @property
     def t_max(self):
-        return self._switch(lambda one: as_time(one.t_max))
+        return _switch(_t_max, self)
 
     def alpha(self, t):
-        return self._switch(lambda one, t: one.alpha(t), as_time(t))
+        return _switch(_alpha, self, as_time(t))
 
     def sigma(self, t):
-        return self._switch(lambda one, t: one.sigma(t), as_time(t))
+        return _switch(_sigma, self, as_time(t))
 
     def time_at(self, alpha, sigma):
-        return self._switch(lambda one, *ratio: one.time_at(*ratio), as_time(alpha), as_time(sigma))
+        return _switch(_time_at, self, as_time(alpha), as_time(sigma))
 
 
 def one_of(name, schedules=SCHEDULES):

@@ -1,10 +1,11 @@
 """Targets, conditionings, levels, weights: conversions, published tables, laws."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MORE_SCHEDULES, SCHEDULES
+from helpers import MORE_SCHEDULES, SCHEDULES, one_of
 
 import jdiff
 from jdiff import conditioning, levels, targets, weights
@@ -14,45 +15,61 @@ TARGETS = {
     "x0": targets.X0(), "eps": targets.Eps(), "score": targets.Score(), "v": targets.V(),
     "velocity": targets.Velocity(), "edm": targets.EDM(0.7),
 }  # fmt: skip
-T = jnp.array([0.05, 0.4, 0.8])
+T = np.array([0.05, 0.4, 0.8])
+PAIR = tuple(np.random.default_rng(0).normal(size=(2, 3, 4)))  # x_0 and eps
 
 
-def pair(dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(0))
-    return [jax.random.normal(k, (3, 4), dtype) for k in keys]
+@jax.jit
+def rates_at(schedule, t):
+    return schedule.alpha(t), schedule.sigma(t)
+
+
+@jax.jit
+def there_and_back(schedule, x0, eps, t):
+    """Of each target, (x_0, eps) -> (x_t, F) -> (x_0, eps)."""
+    x = jdiff.q_sample(schedule, x0, t, eps)
+    return {
+        name: targets.solve(schedule, target, x, targets.aim(schedule, target, x0, eps, t), t)
+        for name, target in TARGETS.items()
+    }
 
 
 @pytest.mark.parametrize("x64,tolerance", [(False, 2e-4), (True, 1e-10)])
 @pytest.mark.parametrize("schedule", MORE_SCHEDULES)
 def test_solve_inverts_aim(schedule, x64, tolerance):
-    """(x_0, eps) -> (x_t, F) -> (x_0, eps), each error measured against what it is a part of."""
+    """Each error is measured against what it is a part of."""
     with jax.enable_x64(x64):
-        schedule = MORE_SCHEDULES[schedule]
-        x0, eps = pair(jnp.float64 if x64 else jnp.float32)
-        t = jnp.array([0.05, 0.4, 0.8])
-        for name, target in TARGETS.items():
-            x, F = jdiff.q_sample(schedule, x0, t, eps), targets.aim(schedule, target, x0, eps, t)
-            got_x0, got_eps = targets.solve(schedule, target, x, F, t)
-            noise = (schedule.sigma(t) / schedule.alpha(t))[:, None]  # eps-like targets see x0 through x / alpha
-            assert float(jnp.max(jnp.abs(got_x0 - x0) / (1 + noise))) < tolerance, name
-            assert float(jnp.max(jnp.abs(got_eps - eps) / (1 + 1 / noise))) < tolerance, name
+        x0, eps, t = (a.astype(np.float64 if x64 else np.float32) for a in (*PAIR, T))
+        alpha, sigma = map(np.asarray, rates_at(one_of(schedule, MORE_SCHEDULES), t))
+        noise = (sigma / alpha)[:, None]  # eps-like targets see x0 through x / alpha
+        for name, got in there_and_back(one_of(schedule, MORE_SCHEDULES), x0, eps, t).items():
+            got_x0, got_eps = map(np.asarray, got)
+            assert np.max(np.abs(got_x0 - x0) / (1 + noise)) < tolerance, name
+            assert np.max(np.abs(got_eps - eps) / (1 + 1 / noise)) < tolerance, name
+
+
+@jax.jit
+def off_by(schedule, x0, eps, t, error=0.1):
+    """Of each target whose F is wrong by `error`: the error in x_0, and those in all targets."""
+    x, errors = jdiff.q_sample(schedule, x0, t, eps), []
+    for a in TARGETS.values():
+        hat = targets.solve(schedule, a, x, targets.aim(schedule, a, x0, eps, t) + error, t)
+        of_targets = [
+            targets.aim(schedule, b, *hat, t) - targets.aim(schedule, b, x0, eps, t) for b in TARGETS.values()
+        ]
+        errors.append((hat[0] - x0, of_targets))
+    return errors, [targets.c_out(schedule, a, t) for a in TARGETS.values()]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_converted_loss_is_the_scaled_loss(schedule):
     """For all pairs: an error of F in one target is an error of x_0 of c_out times it, hence of any other target."""
     with jax.enable_x64(True):
-        schedule, T = SCHEDULES[schedule], np.array([0.05, 0.4, 0.8])
-        x0, eps = pair(jnp.float64)
-        x = jdiff.q_sample(schedule, x0, T, eps)
-        for a in TARGETS.values():
-            out = targets.aim(schedule, a, x0, eps, T) + 0.1
-            hat = targets.solve(schedule, a, x, out, T)
-            np.testing.assert_allclose(hat[0] - x0, 0.1 * targets.c_out(schedule, a, T)[:, None] + 0 * x0, rtol=1e-6)
-            for b in TARGETS.values():
-                error = targets.aim(schedule, b, *hat, T) - targets.aim(schedule, b, x0, eps, T)
-                scale = targets.c_out(schedule, a, T) / targets.c_out(schedule, b, T)
-                np.testing.assert_allclose(error, 0.1 * scale[:, None] + 0 * x0, rtol=1e-5)
+        errors, scales = jax.tree.map(np.asarray, off_by(one_of(schedule), *PAIR, T))
+        for (of_x0, of_targets), scale in zip(errors, scales, strict=True):
+            np.testing.assert_allclose(of_x0, 0.1 * scale[:, None] + 0 * of_x0, rtol=1e-6)
+            for error, other in zip(of_targets, scales, strict=True):
+                np.testing.assert_allclose(error, 0.1 * (scale / other)[:, None] + 0 * error, rtol=1e-5)
 
 
 def test_edm_is_karras_table_1():
@@ -103,23 +120,25 @@ MEANING = {
 }
 
 
-def test_each_target_is_what_it_says():
+@jax.jit
+def said_and_done(schedule, x0, eps, t):
+    got = {name: targets.aim(schedule, target, x0[None], eps[None], t)[0] for name, target in TARGETS.items()}
+    return {name: mean(schedule, x0, eps, t) for name, mean in MEANING.items()}, got
+
+
+@pytest.mark.parametrize("schedule", ["vp", "cosine", "flow", "edm"])
+def test_each_target_is_what_it_says(schedule):
     """As a derivative of the path or of the density, or by its variance."""
     assert MEANING.keys() == TARGETS.keys()
     with jax.enable_x64(True):
-        x0, eps = (a[0] for a in pair(jnp.float64))
-        for schedule in (jdiff.VP(), jdiff.Cosine(), jdiff.Flow(), jdiff.EDM()):
-            for name, target in TARGETS.items():
-                if name == "v" and isinstance(schedule, (jdiff.Flow, jdiff.EDM)):
-                    continue  # v is the derivative by the angle where the variance is preserved
-                t = jnp.float64(0.4)
-                expected = MEANING[name](schedule, x0, eps, t)
-                got = targets.aim(schedule, target, x0[None], eps[None], t)[0]
-                np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12, err_msg=name)
+        expected, got = said_and_done(one_of(schedule), *(a[0] for a in PAIR), 0.4)
+    if schedule in ("flow", "edm"):  # v is the derivative by the angle where the variance is preserved
+        del expected["v"], got["v"]
+    chex.assert_trees_all_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_relations():
-    x0, eps = pair()
+    x0, eps = (a.astype(np.float32) for a in PAIR)
     np.testing.assert_allclose(targets.aim(jdiff.Flow(), targets.Velocity(), x0, eps, T), eps - x0, rtol=1e-6)
     schedule = jdiff.Cosine()
     minus_v = -targets.aim(schedule, targets.V(), x0, eps, T)
@@ -134,17 +153,21 @@ def test_relations():
 # ---------------------------------------------------------------- conditionings
 
 
+@jax.jit
+def shown(schedule, t):
+    """(c_in, label) at t, alpha and sigma there, and d label / dt at 1."""
+    slope = jax.grad(lambda u: conditioning.LogSNR()(schedule, jnp.ones((1, 1)), u)[1][0])(1.0)
+    return conditioning.LogSNR(0.5)(schedule, jnp.ones((9, 1)), t), schedule.alpha(t), schedule.sigma(t), slope
+
+
 @pytest.mark.parametrize("schedule", MORE_SCHEDULES)
 def test_the_input_has_unit_variance(schedule):
     """Var(c_in x_t) = 1 for data of standard deviation sigma_data; labels stay in [-2.5, 2.5] up to t = 1."""
-    schedule = MORE_SCHEDULES[schedule]
-    t = jnp.linspace(schedule.t_min, 1.0, 9)
-    c_in, label = conditioning.LogSNR(0.5)(schedule, jnp.ones((9, 1)), t)
-    variance = c_in[:, 0] ** 2 * ((schedule.alpha(t) * 0.5) ** 2 + schedule.sigma(t) ** 2)
-    np.testing.assert_allclose(variance, 1, rtol=1e-5)
+    t = np.linspace(MORE_SCHEDULES[schedule].t_min, 1.0, 9, dtype=np.float32)
+    (c_in, label), alpha, sigma, slope = jax.tree.map(np.asarray, shown(one_of(schedule, MORE_SCHEDULES), t))
+    np.testing.assert_allclose(c_in[:, 0] ** 2 * ((alpha * 0.5) ** 2 + sigma**2), 1, rtol=1e-5)
     assert (np.diff(label) >= 0).all() and np.abs(label).max() <= 2.5
-    slope = jax.grad(lambda u: conditioning.LogSNR()(schedule, jnp.ones((1, 1)), u)[1][0])(1.0)
-    assert jnp.isfinite(slope)
+    assert np.isfinite(slope)
 
 
 def test_indices_and_other_labels():
@@ -174,27 +197,43 @@ LEVELS = {
 
 @pytest.mark.parametrize("law", LEVELS)
 def test_slices_of_the_global_batch_draw_what_the_whole_does(law):
-    key, law = jax.random.key(3), LEVELS[law]
-    whole = law(key, 16, jdiff.EDM())
-    parts = [law(BatchKey(key, start, 16), 4, jdiff.EDM()) for start in (0, 4, 8, 12)]
-    np.testing.assert_array_equal(jnp.concatenate(parts), whole)
+    law = LEVELS[law]
+
+    @jax.jit
+    def both(key):
+        parts = [law(BatchKey(key, start, 16), 4, jdiff.EDM()) for start in (0, 4, 8, 12)]
+        return law(key, 16, jdiff.EDM()), jnp.concatenate(parts)
+
+    whole, parts = both(jax.random.key(3))
+    np.testing.assert_array_equal(parts, whole)
 
 
 def test_laws():
     from scipy.stats import kstest, norm
 
-    n, key = 4000, jax.random.key(1)
-    t = levels.Uniform(0.2, 0.7)(key, n, jdiff.VP())
-    counts, _ = np.histogram(t, n, (0.2, 0.7))
-    assert (counts <= 2).all() and (t >= 0.2).all() and (t < 0.7).all()  # one a stratum, up to rounding
-    k = np.round(levels.Knots(100)(key, n, jdiff.VP()) * 100).astype(int)
+    n = 4000
+
+    @jax.jit
+    def draws(key):
+        log_normal = levels.LogNormal(-1.2, 1.2)(key, n, jdiff.Flow())
+        return (
+            levels.Uniform(0.2, 0.7)(key, n, jdiff.VP()),
+            levels.Knots(100)(key, n, jdiff.VP()),
+            levels.Antithetic(100)(key, n, jdiff.VP()),
+            -jdiff.log_snr(jdiff.Flow(), log_normal) / 2,
+            levels.LogitNormal(0.3, 0.8)(key, n, jdiff.VP()),
+        )
+
+    uniform, knots, antithetic, log_noise, logit_normal = map(np.asarray, draws(jax.random.key(1)))
+    counts, _ = np.histogram(uniform, n, (0.2, 0.7))
+    assert (counts <= 2).all() and (uniform >= 0.2).all() and (uniform < 0.7).all()  # one a stratum, up to rounding
+    k = np.round(knots * 100).astype(int)
     np.testing.assert_array_equal(np.bincount(k)[1:], n // 100 + 0 * np.arange(100))
-    k = np.round(levels.Antithetic(100)(key, n, jdiff.VP()) * 100).astype(int) - 1
+    k = np.round(antithetic * 100).astype(int) - 1
     np.testing.assert_array_equal(k[: n // 2] + k[n // 2 :], 99)
     assert kstest(k[: n // 2] / 100 + 0.005, "uniform").pvalue > 1e-3
-    t = levels.LogNormal(-1.2, 1.2)(key, n, jdiff.Flow())
-    assert kstest(-jdiff.log_snr(jdiff.Flow(), t) / 2, norm(-1.2, 1.2).cdf).pvalue > 1e-3
-    t = np.asarray(levels.LogitNormal(0.3, 0.8)(key, n, jdiff.VP()), np.float64)
+    assert kstest(log_noise, norm(-1.2, 1.2).cdf).pvalue > 1e-3
+    t = logit_normal.astype(np.float64)
     assert kstest(np.log(t / (1 - t)), norm(0.3, 0.8).cdf).pvalue > 1e-3
 
 
@@ -209,21 +248,30 @@ def test_min_snr_for_every_target():
         np.testing.assert_allclose(weights.MinSNR(g)(schedule, TARGETS[name], T), expected, rtol=1e-4)
 
 
+@jax.jit
+def weighed(schedule, t):
+    """What the weights make of an error in x_0, for each target; and the three that are known."""
+    weighings = (
+        weights.Simple(), weights.EDM(), weights.MinSNR(), weights.P2(), weights.Sigmoid(), weights.Likelihood(),
+    )  # fmt: skip
+    in_x0 = [[w(schedule, a, t) / targets.c_out(schedule, a, t) ** 2 for a in TARGETS.values()] for w in weighings]
+    known = [
+        weights.Simple()(schedule, targets.Eps(), t),
+        weights.Flat()(schedule, targets.V(), t),
+        weights.Likelihood()(schedule, targets.Score(), t),
+    ]
+    return jnp.asarray(in_x0), known, jdiff.sde.forward(schedule, t)[1]
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_weights_mean_the_same_for_every_target(schedule):
     """w c_out^-2, the weight of an error in x_0, does not depend on the target."""
     with jax.enable_x64(True):
-        schedule, T = SCHEDULES[schedule], np.array([0.05, 0.4, 0.8])
-        for weight in (
-            weights.Simple(), weights.EDM(), weights.MinSNR(), weights.P2(), weights.Sigmoid(), weights.Likelihood(),
-        ):  # fmt: skip
-            in_x0 = [weight(schedule, a, T) / targets.c_out(schedule, a, T) ** 2 for a in TARGETS.values()]
-            for other in in_x0[1:]:
-                np.testing.assert_allclose(other, in_x0[0], rtol=1e-7)
-        np.testing.assert_allclose(weights.Simple()(schedule, targets.Eps(), T), 1, rtol=1e-9)
-        np.testing.assert_allclose(weights.Flat()(schedule, targets.V(), T), 1)
-        _, g2 = jdiff.sde.forward(schedule, T)
-        np.testing.assert_allclose(weights.Likelihood()(schedule, targets.Score(), T), g2, rtol=1e-7)
+        in_x0, (simple, flat, likelihood), g2 = jax.tree.map(np.asarray, weighed(one_of(schedule), T))
+    np.testing.assert_allclose(in_x0, np.broadcast_to(in_x0[:, :1], in_x0.shape), rtol=1e-7)
+    np.testing.assert_allclose(simple, 1, rtol=1e-9)
+    np.testing.assert_allclose(flat, 1)
+    np.testing.assert_allclose(likelihood, g2, rtol=1e-7)
 
 
 @pytest.mark.parametrize("schedule", [jdiff.Flow(), jdiff.Cosine()])

@@ -184,11 +184,13 @@ def test_edms_grid():
 @pytest.mark.parametrize("T,n", [(1000, 10), (1000, 16), (1000, 53), (1000, 999), (100, 100), (50, 7), (1000, 1)])
 def test_discrete_spacings_are_diffusers(T, n):
     """As NumPy rounds them; for linspace from exact products, as np.linspace itself is off by rounding at a tie."""
-    index = lambda *a: np.round(np.asarray(jdiff.grid.discrete(T, n, *a)) * T).astype(int) - 1  # noqa: E731
-    np.testing.assert_array_equal(index("leading"), (np.arange(n) * (T // n))[::-1])
-    np.testing.assert_array_equal(index("trailing"), np.round(np.arange(T, 0, -T / n))[:n].astype(int) - 1)
+    spacings = ("leading", "trailing", "linspace")
+    times = jax.jit(lambda: {name: jdiff.grid.discrete(T, n, name) for name in spacings[: 3 if n > 1 else 2]})()
+    index = {name: np.round(np.asarray(t) * T).astype(int) - 1 for name, t in times.items()}
+    np.testing.assert_array_equal(index["leading"], (np.arange(n) * (T // n))[::-1])
+    np.testing.assert_array_equal(index["trailing"], np.round(np.arange(T, 0, -T / n))[:n].astype(int) - 1)
     if n > 1:
-        np.testing.assert_array_equal(index("linspace"), np.round((T - 1) * np.arange(n)[::-1] / (n - 1)).astype(int))
+        np.testing.assert_array_equal(index["linspace"], np.round((T - 1) * np.arange(n)[::-1] / (n - 1)).astype(int))
 
 
 def test_a_traced_n_repeats_the_tail():
@@ -199,8 +201,9 @@ def test_a_traced_n_repeats_the_tail():
         lambda n, size: jdiff.grid.discrete(1000, n, "trailing", size=size),
     ):
         traced = jax.jit(lambda n, grid=grid: grid(n, 12))
-        for n in (1, 2, 7, 12):
-            padded, short = traced(n), grid(n, None)
+        whole = jax.jit(lambda grid=grid: {n: grid(n, None) for n in (1, 2, 7, 12)})()
+        for n, short in whole.items():
+            padded = traced(n)
             np.testing.assert_allclose(padded[:n], short, rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(padded[n:], short[-1] if n > 1 else padded[n:], rtol=1e-5)
 
@@ -233,6 +236,11 @@ def test_grid_errors():
             call()
 
 
+@jax.jit
+def speed(schedule, t):
+    return jdiff.sde.derivative(schedule.sigma, t)
+
+
 @pytest.mark.parametrize("T", [3, 100, 1000])
 def test_a_table_moves_at_its_end_knots_as_beside_them(T):
     """One-sided derivatives at t = 1/T and t = 1, wherever rounding puts these: g^2 there is no half, nor 0."""
@@ -240,6 +248,5 @@ def test_a_table_moves_at_its_end_knots_as_beside_them(T):
     for end, inward in ((1 / T, 1e-2 / T), (1.0, -1e-2 / T)):
         for nudge in (-1e-7, 0.0, 1e-7):
             np.testing.assert_allclose(
-                jdiff.sde.derivative(schedule.sigma, jnp.float32(end * (1 + nudge))),
-                jdiff.sde.derivative(schedule.sigma, jnp.float32(end + inward)), rtol=0.05,
-            )  # fmt: skip
+                speed(schedule, np.float32(end * (1 + nudge))), speed(schedule, np.float32(end + inward)), rtol=0.05
+            )

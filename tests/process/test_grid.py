@@ -12,10 +12,14 @@ from scipy import stats
 
 import jdiff
 from jdiff import config, grid, solvers
+from jdiff.core.arrays import as_time
 from jdiff.process.times import LOWEST_LOG_SNR, check_times
 
 # Sabour et al. 2024, table for Stable Diffusion 1.5: a list as users paste it, its final 0 dropped
 ALIGNED = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]
+
+
+POLYEXPONENTIAL, BETA = (jax.jit(f, static_argnums=1) for f in (grid.polyexponential, grid.beta))
 
 
 def ratio(schedule, times):
@@ -40,7 +44,7 @@ def test_exponential_is_uniform_in_log_sigma():
 @pytest.mark.parametrize("rho", [0.5, 1.0, 2.0])
 def test_polyexponential_is_its_formula(rho):
     schedule = jdiff.VE(0.001, 200.0)
-    times = grid.polyexponential(schedule, 11, rho, 0.02, 50.0)
+    times = POLYEXPONENTIAL(schedule, 11, rho, 0.02, 50.0)
     ramp = np.linspace(1, 0, 11) ** rho
     expected = np.exp(ramp * (np.log(50.0) - np.log(0.02)) + np.log(0.02))
     np.testing.assert_allclose(ratio(schedule, times), expected, rtol=2e-5)
@@ -54,10 +58,10 @@ def test_polyexponential_of_1_is_exponential(schedule):
 
 @pytest.mark.parametrize("a,b", [(0.6, 0.6), (1.0, 1.0), (2.0, 0.5), (0.3, 3.0)])
 def test_beta_has_scipys_quantiles(a, b):
-    times = grid.beta(jdiff.VE(), 21, a, b)
+    times = BETA(jdiff.VE(), 21, a, b)
     np.testing.assert_allclose(times, stats.beta.ppf(np.linspace(1, 0, 21), a, b), atol=4e-6)
     with jax.enable_x64(True):
-        times = grid.beta(jdiff.VE(), 21, a, b)
+        times = BETA(jdiff.VE(), 21, a, b)
         np.testing.assert_allclose(times, stats.beta.ppf(np.linspace(1, 0, 21), a, b), atol=1e-12)
 
 
@@ -119,8 +123,8 @@ GRIDS = {
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_traced_n_repeats_the_tail(name):
     traced = jax.jit(chex.assert_max_traces(lambda n: GRIDS[name](n, 12), n=1))
-    for n in (2, 7, 12):
-        padded, short = traced(n), GRIDS[name](n, None)
+    for n, short in jax.jit(lambda: {size: GRIDS[name](size, None) for size in (2, 7, 12)})().items():
+        padded = traced(n)
         np.testing.assert_allclose(padded[:n], short, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(padded[n:], np.full(12 - n, short[-1]), rtol=1e-5)
 
@@ -205,42 +209,56 @@ SILENT = {
 STARTS = MORE_SCHEDULES | SILENT
 
 
+@jax.jit
+def spaced_grids(schedule, t_max):
+    """Of the ends and of four grids: the log-SNR there. Also the grids' first times, and alpha at t_max."""
+    grids = (
+        grid.log_snr(schedule, 20),
+        grid.log_snr(schedule, 20, lowest=-18.0),
+        grid.polyexponential(schedule, 20),
+        grid.karras(schedule, 20, sigma_max=np.exp(9.0)),  # log-SNR -18
+    )
+    at = [jdiff.log_snr(schedule, times) for times in (jnp.stack([t_max, as_time(schedule.t_min)]), *grids)]
+    return at, [times[0] for times in grids], schedule.alpha(t_max)
+
+
 @pytest.mark.parametrize("name", STARTS)
 def test_spacing_starts_at_the_lowest_useful_log_snr(name):
     """Evenly from max(own log-SNR at t_max, -10), on every schedule; the user can ask for more."""
-    schedule, t_max = STARTS[name], jnp.float32(1.0)
     with jax.enable_x64(True):
-        own, end = (float(jdiff.log_snr(schedule, t)) for t in (t_max, schedule.t_min))
-        for times, lowest in (
-            (grid.log_snr(schedule, 20), LOWEST_LOG_SNR),
-            (grid.log_snr(schedule, 20, lowest=-18.0), -18.0),
-            (grid.polyexponential(schedule, 20), LOWEST_LOG_SNR),
-        ):
-            spaced = np.linspace(max(own, lowest), end, 20)
-            np.testing.assert_allclose(jdiff.log_snr(schedule, times)[1:], spaced[1:], rtol=1e-4, atol=1e-4)
-            nearly_silent = schedule.alpha(t_max) > 0 and own < lowest - 1
-            assert (times[0] < schedule.t_max) == nearly_silent
-            if nearly_silent:
-                np.testing.assert_allclose(jdiff.log_snr(schedule, times)[0], lowest, rtol=1e-4)
-        wide = grid.karras(schedule, 20, sigma_max=np.exp(9.0))  # log-SNR -18
-        np.testing.assert_allclose(jdiff.log_snr(schedule, wide)[0], max(own, -18.0), rtol=1e-4)
+        out = spaced_grids(one_of(name, STARTS), np.float32(1.0))
+    (ends, *grids, wide), first, alpha = jax.tree.map(np.asarray, out)
+    for log_snr, t, lowest in zip(grids, first, (LOWEST_LOG_SNR, -18.0, LOWEST_LOG_SNR), strict=False):
+        spaced = np.linspace(max(ends[0], lowest), ends[1], 20)
+        np.testing.assert_allclose(log_snr[1:], spaced[1:], rtol=1e-4, atol=1e-4)
+        nearly_silent = alpha > 0 and ends[0] < lowest - 1
+        assert (t < STARTS[name].t_max) == nearly_silent
+        if nearly_silent:
+            np.testing.assert_allclose(log_snr[0], lowest, rtol=1e-4)
+    np.testing.assert_allclose(wide[0], max(ends[0], -18.0), rtol=1e-4)
+
+
+@jax.jit
+def moments(schedule):
+    """Of samples of N(1, 1/4), on each grid."""
+    denoise = jdiff.oracle.Gaussian([1.0], [[0.25]]).denoise(schedule)
+    builds = grid.karras, grid.log_snr, grid.polyexponential, grid.beta
+    grids = {build.__name__: build(schedule, 20) for build in builds}
+
+    def of_grid(times):
+        x = jdiff.prior(schedule, jax.random.key(0), (2048, 1), times[0])
+        x0 = jdiff.sample(solvers.Heun(), denoise, schedule, x, times)
+        return x0.mean(), x0.std()
+
+    found = jax.lax.map(of_grid, jnp.stack(list(grids.values())))
+    return dict(zip(grids, zip(*found, strict=True), strict=True))
 
 
 @pytest.mark.parametrize("name", SILENT)
 def test_samples_on_tables_that_end_without_signal(name):
     """N(1, 1/4) from 20 times: the standard deviation was 5.62 where grids began at log-SNR -40."""
-    schedule = SILENT[name]
-    denoise = jdiff.oracle.Gaussian([1.0], [[0.25]]).denoise(schedule)
-
-    @jax.jit
-    def moments(times):
-        x = jdiff.prior(schedule, jax.random.key(0), (4096, 1), times[0])
-        x0 = jdiff.sample(solvers.Heun(), denoise, schedule, x, times)
-        return x0.mean(), x0.std()
-
-    for build in (grid.karras, grid.log_snr, grid.polyexponential, grid.beta):
-        mean, std = moments(build(schedule, 20))
-        assert abs(mean - 1) < 0.03 and abs(std - 0.5) < 0.03, (build.__name__, mean, std)
+    for build, (mean, std) in moments(one_of(name, SILENT)).items():
+        assert abs(mean - 1) < 0.03 and abs(std - 0.5) < 0.03, (build, mean, std)
 
 
 def test_optimize_starts_from_any_times():
