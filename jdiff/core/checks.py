@@ -5,6 +5,7 @@ import numpy as np
 
 from jdiff.core.pytrees import concrete
 
+TIMES = "times are floating, from 0 to 1, and index k of a table of T has t = (k + 1) / T"
 SMALLEST, LARGEST = 1e-9, 1e9  # of a setting: float32 holds the fourth power of both
 
 
@@ -49,11 +50,29 @@ def check_count(owner, most: int = 1_000_000, /, **numbers) -> None:
             raise ValueError(f"{type(owner).__name__}: {name} must be a whole number, got {value}")
 
 
-def check_time(t, x) -> None:
-    """Raise ValueError unless `t` has shape () or (B,), B being the leading axis of `x`."""
-    shape = jnp.shape(t)
+def check_per_sample(name: str, a, x) -> None:
+    """Raise ValueError unless `a` has shape () or (B,), B being the leading axis of `x`."""
+    shape = jnp.shape(a)
     if shape != () and shape != jnp.shape(x)[:1]:
-        raise ValueError(f"t has shape {shape}; expected () or {jnp.shape(x)[:1]}, x being {jnp.shape(x)}")
+        raise ValueError(f"{name} has shape {shape}; expected () or {jnp.shape(x)[:1]}, x being {jnp.shape(x)}")
+
+
+def check_time(t, x) -> None:
+    """Raise ValueError unless `t` has shape () or (B,), and is no index of a table.
+
+    A time is an index, or nothing at all, if it is negative, 2 or more, or an integer other than 0 and 1. Of traced
+    values the dtype alone is looked at, and that of a Python number says nothing.
+    """
+    check_per_sample("t", t, x)
+    integer = not jnp.issubdtype(jnp.result_type(t), jnp.floating)
+    if not concrete(t) or not getattr(t, "is_fully_addressable", True):
+        if integer and not getattr(t, "weak_type", False):
+            raise ValueError(f"t is {jnp.result_type(t)}; {TIMES}")
+        return
+    values = np.asarray(t)
+    wrong = (values != 0) & (values != 1) if integer else (values < 0) | (values >= 2)
+    if wrong.any():
+        raise ValueError(f"t = {values[wrong].flat[0]} is no time; {TIMES}")
 
 
 def check_same_shape(name: str, a, other: str, b) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jdiff.core.arrays import Array, as_time, expand
-from jdiff.core.checks import check_time
+from jdiff.core.checks import check_per_sample
 from jdiff.core.pytrees import noun, number, per_sample
 from jdiff.process.clock import Schedule
 from jdiff.process.prediction import Denoise, Prediction, as_denoises
@@ -58,5 +58,5 @@ def cfg(conditional: Denoise | Callable, unconditional: Denoise | Callable, w) -
 def weight_at(w, x, t) -> Array:
     """The weight at t, shaped to scale x: of a number, one a sample (B,), or a function of t."""
     w = w(as_time(t)) if callable(w) else w
-    check_time(w, x)  # a weight per sample follows the same rule as a time per sample
+    check_per_sample("w", w, x)
     return expand(jnp.asarray(w, jax.dtypes.result_type(float)), x)

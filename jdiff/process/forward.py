@@ -33,7 +33,7 @@ def q_sample(schedule: Schedule, x0: Array, t, eps: Array) -> Array:
         x_t, of the shape of x0.
 
     Raises:
-        ValueError: when shapes disagree, or an array is not floating.
+        ValueError: when shapes disagree, an array is not floating, or t is an index.
 
     Reference:
         Ho et al. 2020, arXiv:2006.11239, eq. 4; Song et al. 2021, arXiv:2010.02502, eq. 12.

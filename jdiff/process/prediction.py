@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff.core.arrays import Array
 from jdiff.core.checks import check_same_shape
-from jdiff.core.pytrees import is_leaf, noun, static
+from jdiff.core.pytrees import concrete, is_leaf, noun, static
 from jdiff.process.clock import Schedule
 from jdiff.process.forward import eps_from
 
@@ -73,6 +74,27 @@ class PlainDenoise(Denoise):
         return Prediction(x0, eps_from(self.schedule, x0, x, t))
 
 
+def check_same_schedule(one: Schedule | None, other: Schedule | None) -> None:
+    """Raise ValueError for two schedules of which one is not the other: a denoiser then takes x_t for what it is not.
+
+    Numbers that are traced are not compared, and None, which stands for no schedule yet, goes with each.
+    """
+    if one is None or other is None or one is other:
+        return
+    names = type(one).__name__, type(other).__name__
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        kinds = " and ".join(names) if names[0] != names[1] else f"two {names[0]} of different settings"
+        raise ValueError(f"denoisers and samplers must have one schedule, got {kinds}")
+    leaves = zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True)
+    for (path, a), b in leaves:
+        if not concrete(a, b) or not all(getattr(c, "is_fully_addressable", True) for c in (a, b)):
+            continue  # traced, or on other processes
+        if np.shape(a) != np.shape(b) or not np.allclose(a, b, rtol=1e-5, atol=0, equal_nan=True):
+            what = f"{names[0]}{jax.tree_util.keystr(path)}"
+            got = f": {a} and {b}" if np.ndim(a) == np.ndim(b) == 0 else ""
+            raise ValueError(f"denoisers and samplers must have one schedule, got two that differ in {what}{got}")
+
+
 def as_denoise(denoise: Denoise | Callable, schedule: Schedule | None) -> Denoise:
     """A `Denoise`, whether it is one already or a plain function (x, t) -> E[x_0 | x_t].
 
@@ -82,8 +104,13 @@ def as_denoise(denoise: Denoise | Callable, schedule: Schedule | None) -> Denois
 
     Returns:
         `denoise` itself where there is nothing to add.
+
+    Raises:
+        ValueError: if the denoiser was made for another schedule.
     """
-    if not isinstance(denoise, Denoise):
+    if isinstance(denoise, Denoise):
+        check_same_schedule(denoise.schedule, schedule)
+    else:
         return PlainDenoise(None, schedule, denoise) if is_leaf(denoise) else PlainDenoise(denoise, schedule)
 
     def is_plain(node):
@@ -99,4 +126,6 @@ def as_denoises(*denoises) -> list[Denoise]:
     """Several denoisers of one process: plain functions among them take the schedule of the others."""
     lifted = [as_denoise(denoise, None) for denoise in denoises]
     schedule = next((denoise.schedule for denoise in lifted if denoise.schedule is not None), None)
+    for denoise in lifted:
+        check_same_schedule(denoise.schedule, schedule)
     return [as_denoise(denoise, schedule) for denoise in lifted]

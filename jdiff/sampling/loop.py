@@ -55,7 +55,7 @@ def sample(
 
     Raises:
         ValueError: for times that do not descend or end at sigma = 0, a stochastic solver without a key, a step count
-            outside the grid, and shapes that disagree.
+            outside the grid, shapes that disagree, and a denoiser that was made for another schedule.
     """
     times = check_times(schedule, times)
     denoise = as_denoise(denoise, schedule)
