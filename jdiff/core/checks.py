@@ -1,9 +1,12 @@
 """Errors of shape, dtype and range, caught where users make them."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.core.pytrees import concrete
+from jdiff.core.pytrees import concrete, known
 
 TIMES = "times are floating, from 0 to 1, and index k of a table of T has t = (k + 1) / T"
 SMALLEST, LARGEST = 1e-9, 1e9  # of a setting: float32 holds the fourth power of both
@@ -23,7 +26,10 @@ def check_range(owner, low, high=LARGEST, /, **numbers) -> None:
 def check_positive(owner, /, **numbers) -> None:
     """Raise ValueError unless each number, where it is known now, is positive and at most `LARGEST`."""
     for name, value in numbers.items():
-        if concrete(value) and not ((np.asarray(value) > 0) & (np.asarray(value) <= LARGEST)).all():
+        if not concrete(value):
+            continue
+        a = np.asarray(value)
+        if not jnp.issubdtype(a.dtype, np.number) or not ((a > 0) & (a <= LARGEST)).all():
             raise ValueError(f"{type(owner).__name__}: {name} must be positive, at most {LARGEST:g}, got {value}")
 
 
@@ -50,6 +56,26 @@ def check_count(owner, most: int = 1_000_000, /, **numbers) -> None:
             raise ValueError(f"{type(owner).__name__}: {name} must be a whole number, got {value}")
 
 
+def check_is(name: str, value, protocol: Any, expected: str) -> None:
+    """Raise TypeError for a class where one of its objects is expected, and for an object of another kind.
+
+    Args:
+        name: what the value is called where it was given.
+        value: the value.
+        protocol: a runtime-checkable protocol, a class, or several.
+        expected: what should have been given, as "a solver, as solvers.DDIM()".
+    """
+    if isinstance(value, type) or not isinstance(value, protocol):
+        raise TypeError(f"{name} is {_shortly(value)}; expected {expected}")
+
+
+def _shortly(value) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = repr(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
 def check_per_sample(name: str, a, x) -> None:
     """Raise ValueError unless `a` has shape () or (B,), B being the leading axis of `x`."""
     shape = jnp.shape(a)
@@ -63,20 +89,24 @@ def check_time(t, x) -> None:
     A time is an index, or nothing at all, if it is negative, 2 or more, or an integer other than 0 and 1. Of traced
     values the dtype alone is looked at, and that of a Python number says nothing.
     """
+    if t is None or isinstance(t, str):
+        raise TypeError(f"t is {t!r}; {TIMES}")
     check_per_sample("t", t, x)
     integer = not jnp.issubdtype(jnp.result_type(t), jnp.floating)
-    if not concrete(t) or not getattr(t, "is_fully_addressable", True):
-        if integer and not getattr(t, "weak_type", False):
+    if not known(t):
+        if integer and not (isinstance(t, jax.Array) and t.weak_type):
             raise ValueError(f"t is {jnp.result_type(t)}; {TIMES}")
         return
     values = np.asarray(t)
-    wrong = (values != 0) & (values != 1) if integer else (values < 0) | (values >= 2)
+    wrong = (values != 0) & (values != 1) if integer else ~((values >= 0) & (values < 2))
     if wrong.any():
         raise ValueError(f"t = {values[wrong].flat[0]} is no time; {TIMES}")
 
 
 def check_same_shape(name: str, a, other: str, b) -> None:
     """Raise ValueError unless two arrays agree in shape: nothing here broadcasts silently."""
+    for what, value in ((name, a), (other, b)):
+        check_is(what, value, (jax.Array, np.ndarray, np.generic, float, int), "an array")
     if jnp.shape(a) != jnp.shape(b):
         raise ValueError(f"{name} has shape {jnp.shape(a)} but {other} has {jnp.shape(b)}; they must be the same")
 

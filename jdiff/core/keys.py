@@ -7,9 +7,11 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jdiff.core.arrays import Array, wide_dtype
+from jdiff.core.checks import check_is
 
 
 @runtime_checkable
@@ -57,6 +59,7 @@ class BatchKey:
 
 def as_key(key) -> Array:
     """A typed key array; the raw uint32 keys of `jax.random.PRNGKey` are wrapped."""
+    check_is("key", key, (jax.Array, np.ndarray), "a PRNG key: jax.random.key(seed)")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if key.dtype == jnp.uint32 and key.ndim and key.shape[-1] == 2:

@@ -206,3 +206,9 @@ def is_leaf(value) -> bool:
 def concrete(*values) -> bool:
     """Whether all values are known now (not traced), so that they can be checked."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def known(*values) -> bool:
+    """Whether all values can be read now and here: neither traced, nor on devices of other processes."""
+    leaves = jax.tree.leaves(values)
+    return concrete(*leaves) and all(not isinstance(a, jax.Array) or a.is_fully_addressable for a in leaves)

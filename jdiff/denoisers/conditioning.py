@@ -5,11 +5,12 @@ A conditioning is a pytree called as `conditioning(schedule, x, t) -> (input, la
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff.core.arrays import Array, Number, as_time, expand
 from jdiff.core.checks import SMALLEST, check_count, check_range, check_time
 from jdiff.core.keys import each
-from jdiff.core.pytrees import noun
+from jdiff.core.pytrees import concrete, noun
 from jdiff.process.clock import Schedule, log_snr
 
 LABEL_RANGE = 20.0  # |log-SNR| beyond which no network need tell levels apart; keeps labels finite
@@ -138,7 +139,7 @@ def drop_labels(key, labels: Array, rate, null: int) -> Array:
         Labels, (B,). Those of less than 32 bits come back as int32, which holds any `null`: 256 is 0 in uint8.
 
     Raises:
-        ValueError: unless labels are integers.
+        ValueError: unless labels are integers and the rate is a share.
 
     Reference:
         Ho & Salimans 2022, arXiv:2207.12598, algorithm 1.
@@ -146,6 +147,8 @@ def drop_labels(key, labels: Array, rate, null: int) -> Array:
     dtype = jnp.result_type(labels)
     if not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(f"labels are {dtype}; expected integers, the numbers of classes")
+    if concrete(rate) and not ((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)).all():
+        raise ValueError(f"rate is the share of labels that are dropped, in [0, 1]; got {rate}")
     labels = jnp.asarray(labels, dtype if jnp.iinfo(dtype).bits >= 32 else jnp.int32)
     dropped = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(each(key, labels.shape[0]))
     return jnp.where(dropped, jnp.asarray(null, labels.dtype), labels)

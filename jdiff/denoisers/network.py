@@ -1,18 +1,26 @@
 """From a network to E[x_0 | x_t]: the only place that calls one."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from jdiff.core.arrays import Array
-from jdiff.core.checks import check_floating, check_same_shape
+from jdiff.core.checks import check_floating, check_is, check_same_shape
 from jdiff.core.pytrees import noun, per_sample, static
 from jdiff.denoisers.conditioning import LogSNR
 from jdiff.denoisers.targets import Target, solve
-from jdiff.process.clock import Schedule
+from jdiff.process.clock import Schedule, check_schedule
 from jdiff.process.prediction import Denoise, Prediction
+
+
+@runtime_checkable
+class Module(Protocol):
+    """What Flax and Haiku make: an object whose `apply` is the network."""
+
+    def init(self, *args): ...
+    def apply(self, *args): ...
 
 
 @noun
@@ -75,7 +83,16 @@ def denoiser(
 
     Returns:
         The denoiser. Calling it raises ValueError if the network's output has not the shape that this asks for.
+
+    Raises:
+        TypeError: for what is no function, schedule, target or conditioning.
     """
+    check_is("the network", apply, Callable, "a function apply(params, x, label, cond); params come after it")
+    if isinstance(apply, Module):
+        raise TypeError(f"the network is a {type(apply).__name__}, a module; give its function, module.apply")
+    check_schedule(schedule)
+    check_is("target", target, Target, "a target, as targets.Eps()")
+    check_is("conditioning", conditioning, Callable, "a conditioning, as conditioning.LogSNR()")
     return Denoiser(
         params, schedule, target, conditioning, cond, apply, bool(learned_variance), bool(self_conditioning)
     )
@@ -122,6 +139,8 @@ def run_network(apply, params, schedule, conditioning, x, t, cond, previous=None
 def split_variance(out: Array, x: Array, learned_variance: bool) -> tuple[Array, Array | None]:
     """(F of x's shape, the variance half or None); ValueError if the output's shape is another."""
     expected = x.shape[:-1] + (2 * x.shape[-1],) if learned_variance else x.shape
+    if not isinstance(out, jax.Array):
+        raise ValueError(f"the network returned a {type(out).__name__}; expected one array {expected}")
     if out.shape != expected:
         raise ValueError(f"the network returned {out.shape} for an input of {x.shape}; expected {expected}")
     if not learned_variance:

@@ -4,7 +4,7 @@ With the schedule the row makes an invertible map (x_t, F) = [[alpha, sigma], [a
 between parameterisations is the same 2x2 solve. Solved for x_0 it reads, in Karras' words, x_0 = c_skip x_t + c_out F.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
@@ -22,6 +22,7 @@ class Row(NamedTuple):
     b: Array
 
 
+@runtime_checkable
 class Target(Protocol):
     """What the verbs ask of a target."""
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff.core.arrays import Array, as_time, expand
 from jdiff.core.checks import check_per_sample
-from jdiff.core.pytrees import noun, number, per_sample
+from jdiff.core.pytrees import concrete, noun, number, per_sample
 from jdiff.process.clock import Schedule
 from jdiff.process.prediction import Denoise, Prediction, as_denoises
 
@@ -23,6 +24,10 @@ class Guided(Denoise):
 
     def check(self):
         object.__setattr__(self, "w", number(self.w))
+        if not callable(self.w) and concrete(self.w):
+            value = np.asarray(self.w)
+            if not np.issubdtype(value.dtype, np.number) or not np.isfinite(value).all():
+                raise ValueError(f"w must be finite: a number, one a sample (B,), or a function of t; got {self.w!r}")
 
     @property
     def schedule(self) -> Schedule:
@@ -47,6 +52,9 @@ def cfg(conditional: Denoise | Callable, unconditional: Denoise | Callable, w) -
 
     Returns:
         The guided denoiser; its `extra`, as a learned variance, is the conditional one's.
+
+    Raises:
+        ValueError: for a weight that is no finite number, and denoisers of different schedules.
 
     Reference:
         Ho & Salimans 2022, arXiv:2207.12598, eq. 6.

@@ -13,17 +13,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from jdiff.core.arrays import Array, Number, expand, wide
-from jdiff.core.checks import check_floating, check_same_shape
+from jdiff.core.checks import check_floating, check_is, check_same_shape
 from jdiff.core.keys import each, normal, split
 from jdiff.core.pytrees import concrete, noun
 from jdiff.denoisers.conditioning import LogSNR
 from jdiff.denoisers.network import run_network, split_variance
 from jdiff.denoisers.targets import Target, aim, solve
 from jdiff.losses.coupling import Independent
-from jdiff.losses.levels import Knots, Levels, Uniform, WeightedLevels
+from jdiff.losses.levels import Knots, Levels, LossAware, Uniform, WeightedLevels
 from jdiff.losses.vlb import table_length, terms_of
 from jdiff.losses.weights import Flat, Weight
-from jdiff.process.clock import Schedule
+from jdiff.process.clock import Schedule, check_schedule
 from jdiff.process.forward import q_sample
 from jdiff.process.prediction import Prediction
 
@@ -55,6 +55,12 @@ class Regression:
     self_conditioning: Number | None = None
 
     def check(self):
+        check_schedule(self.schedule)
+        check_is("target", self.target, Target, "a target, as targets.Eps()")
+        called = dict(conditioning=self.conditioning, weight=self.weight, coupling=self.coupling)
+        for name, value in called.items():
+            check_is(name, value, Callable, "an object that can be called")
+        check_is("levels", self.levels, (Callable, LossAware), "a law of t, as levels.Uniform()")
         share = self.self_conditioning
         if share is not None and concrete(share) and not 0 <= float(share) <= 1:
             raise ValueError(f"self_conditioning is the share of samples shown, in [0, 1]; got {share}")

@@ -26,6 +26,7 @@ def linear(T: int, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
     Reference:
         Ho et al. 2020, arXiv:2006.11239, section 4.
     """
+    _check_ends(start=start, end=end)
     return np.linspace(start, end, _steps(T))
 
 
@@ -43,6 +44,7 @@ def scaled_linear(T: int, start: float = 0.00085, end: float = 0.012) -> np.ndar
     Reference:
         Rombach et al. 2022, arXiv:2112.10752.
     """
+    _check_ends(start=start, end=end)
     return np.linspace(np.sqrt(start), np.sqrt(end), _steps(T)) ** 2
 
 
@@ -124,6 +126,12 @@ def _steps(T: int) -> int:
     if not isinstance(T, (int, np.integer)) or not 1 <= T <= 1_000_000:
         raise ValueError(f"T is the number of steps of the table, a positive integer up to 1,000,000; got {T!r}")
     return T
+
+
+def _check_ends(**ends) -> None:
+    for name, value in ends.items():
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} is a beta and must lie in (0, 1]; got {value}")
 
 
 def _checked(betas) -> np.ndarray:

@@ -1,6 +1,8 @@
 """What a schedule is, and its physical coordinate: the log-SNR, log(alpha_t^2 / sigma_t^2)."""
 
-from typing import Protocol, runtime_checkable
+import dataclasses
+import functools
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +60,21 @@ class Schedule(Protocol):
 ABILITIES = ("alpha", "sigma", "time_at", "t_min", "t_max", "last_time", "bounded", "has_kinks")
 
 
+@functools.cache
+def _has_all(kind: type) -> bool:
+    """Whether the objects of a class have all abilities, which is found out without computing a property."""
+    fields = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    return all(name in fields or hasattr(kind, name) for name in ABILITIES)
+
+
 def check_schedule(schedule) -> None:
     """Raise TypeError for an object that cannot be asked what the library asks of a schedule."""
-    if not isinstance(schedule, Schedule):
+    if isinstance(schedule, type):
+        raise TypeError(
+            f"the schedule is the class {schedule.__name__}; give one of its objects: {schedule.__name__}()"
+        )
+    kind: Any = type(schedule)
+    if not _has_all(kind) and not isinstance(schedule, Schedule):
         missing = ", ".join(name for name in ABILITIES if not hasattr(schedule, name))
         raise TypeError(
             f"{type(schedule).__name__} is no schedule: it lacks {missing}; inherit from jdiff.Schedule, which has a "
@@ -80,6 +94,7 @@ def log_snr(schedule: Schedule, t) -> Array:
     Returns:
         The log-SNR, of the shape of t; +-92 with derivative 0 where sigma or alpha is 0.
     """
+    check_schedule(schedule)
     t = as_time(t)
     return 2 * (safe_log(schedule.alpha(t)) - safe_log(schedule.sigma(t)))
 

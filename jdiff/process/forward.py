@@ -1,15 +1,17 @@
 """The forward process and its posterior. `q_sample` is also the deterministic DDIM step, fed with predictions."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff.core.arrays import Array, as_time, expand, safe_divide, safe_sqrt
 from jdiff.core.checks import check_floating, check_same_shape, check_time
 from jdiff.core.keys import normal
-from jdiff.process.clock import Schedule, log_snr
+from jdiff.process.clock import Schedule, check_schedule, log_snr
 
 
 def rates(schedule: Schedule, t, x) -> tuple[Array, Array]:
     """(alpha_t, sigma_t) shaped and cast to scale `x`; `t` has shape () or (B,)."""
+    check_schedule(schedule)
     check_time(t, x)
     t = as_time(t)
     return expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
@@ -130,8 +132,12 @@ def prior(schedule: Schedule, key, shape, t=1.0, *, mean=0.0, std=0.0, dtype=jnp
     Raises:
         ValueError: for several times, moments of another shape, or a dtype that is not floating.
     """
+    check_schedule(schedule)
     if jnp.ndim(t):
         raise ValueError(f"prior: t has shape {jnp.shape(t)}; expected one time")
+    check_time(t, t)
+    if np.ndim(shape) != 1 or not all(isinstance(size, (int, np.integer)) and size >= 0 for size in shape):
+        raise ValueError(f"prior: shape is {shape}; expected the sizes of the axes, (B, ...)")
     for name, value in dict(mean=mean, std=std).items():
         if jnp.shape(value) not in ((), tuple(shape[1:])):
             raise ValueError(f"prior: {name} has shape {jnp.shape(value)}; expected () or {tuple(shape[1:])}")

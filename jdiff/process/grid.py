@@ -109,10 +109,17 @@ def karras(schedule: Schedule, n, rho=7.0, sigma_min=None, sigma_max=None, *, si
         Karras et al. 2022, arXiv:2206.00364, eq. 5.
     """
 
+    _check_rho("karras", rho)
+
     def ratio(first, last, u):
         return (first ** (1 / rho) + u * (last ** (1 / rho) - first ** (1 / rho))) ** rho
 
     return _between(schedule, ratio, n, sigma_min, sigma_max, size)
+
+
+def _check_rho(name: str, rho) -> None:
+    if concrete(rho) and not 0 < float(rho) < np.inf:
+        raise ValueError(f"{name}: rho must be positive, got {rho}")
 
 
 def polyexponential(
@@ -137,6 +144,8 @@ def polyexponential(
     Raises:
         ValueError: if the two ends leave no range.
     """
+
+    _check_rho("polyexponential", rho)
 
     def ratio(first, last, u):
         return jnp.exp(jnp.log(last) + (1 - u) ** rho * (jnp.log(first) - jnp.log(last)))
@@ -340,7 +349,7 @@ def _check_count(n, size) -> None:
     if not concrete(n):
         if size is None:
             raise ValueError("grid: n is traced, so the length must be given: size=the largest n")
-    elif n != int(n) or n < 1:
+    elif isinstance(n, bool) or n != int(n) or n < 1:
         raise ValueError(f"grid: n is the number of times, a positive integer; got {n}")
     elif size is not None and n > size:
         raise ValueError(f"grid: n = {n} times do not fit in size = {size}")

@@ -8,16 +8,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import cho_solve
 from jax.scipy.special import logsumexp
 
 from jdiff.core.arrays import Array, as_time
 from jdiff.core.checks import check_floating, check_time
 from jdiff.core.keys import each
-from jdiff.core.pytrees import noun
-from jdiff.process.clock import Schedule
+from jdiff.core.pytrees import concrete, noun
+from jdiff.process.clock import Schedule, check_schedule
 from jdiff.process.forward import eps_from
 from jdiff.process.prediction import Denoise, Prediction
+
+
+def _check_covariances(name: str, covariances, rounding=1e-5) -> None:
+    """Raise ValueError for covariances that are not symmetric or have a negative eigenvalue, where they are known."""
+    if not concrete(covariances):
+        return
+    C = np.asarray(covariances, np.float64)
+    most = rounding * np.abs(C).max(initial=0)
+    if not (np.abs(C - C.swapaxes(-1, -2)) <= most).all() or not (np.linalg.eigvalsh(C) >= -most).all():
+        raise ValueError(f"{name}: a covariance must be symmetric, without negative eigenvalues; got {C.tolist()}")
 
 
 @noun
@@ -30,7 +41,7 @@ class GaussianMixture:
         covariances: C, (K, D, D).
 
     Raises:
-        ValueError: when the shapes disagree.
+        ValueError: when the shapes disagree, a weight is negative, or a covariance is not symmetric and positive.
     """
 
     # given as arrays or lists, and arrays from then on
@@ -47,6 +58,9 @@ class GaussianMixture:
                 f"GaussianMixture: weights {self.weights.shape}, means {self.means.shape}, covariances "
                 f"{self.covariances.shape}; expected (K,), (K, D) and (K, D, D)"
             )
+        if concrete(self.weights) and not ((np.asarray(self.weights) >= 0).all() and np.sum(self.weights) > 0):
+            raise ValueError(f"GaussianMixture: weights must be 0 or more, and not all 0; got {self.weights}")
+        _check_covariances("GaussianMixture", self.covariances)
 
     def denoise(self, schedule: Schedule) -> "MixtureDenoiser":
         """The exact denoiser (x, t) -> E[x_0 | x_t]."""
@@ -104,7 +118,7 @@ class Gaussian:
         covariance: (D, D).
 
     Raises:
-        ValueError: when the shapes disagree.
+        ValueError: when the shapes disagree, or the covariance is not symmetric and positive.
     """
 
     # given as arrays or lists, and arrays from then on
@@ -118,6 +132,7 @@ class Gaussian:
             raise ValueError(
                 f"Gaussian: mean {self.mean.shape} and covariance {self.covariance.shape}; expected (D,) and (D, D)"
             )
+        _check_covariances("Gaussian", self.covariance)
 
     @property
     def mixture(self) -> GaussianMixture:
@@ -179,6 +194,7 @@ class MixtureDenoiser(Denoise):
 
 def _per_time(f, schedule, x, t):
     """f(alpha, sigma, x) at one time, or vmapped over the rows of x when t is (B,)."""
+    check_schedule(schedule)
     check_time(t, x)
     check_floating("x", x)
     t = as_time(t)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff.core.arrays import Array
-from jdiff.core.checks import check_same_shape
-from jdiff.core.pytrees import concrete, is_leaf, noun, static
-from jdiff.process.clock import Schedule
+from jdiff.core.checks import check_is, check_same_shape
+from jdiff.core.pytrees import is_leaf, known, noun, static
+from jdiff.process.clock import Schedule, check_schedule
 from jdiff.process.forward import eps_from
 
 
@@ -82,13 +82,14 @@ def check_same_schedule(one: Schedule | None, other: Schedule | None) -> None:
     if one is None or other is None or one is other:
         return
     names = type(one).__name__, type(other).__name__
-    if jax.tree.structure(one) != jax.tree.structure(other):
+    (own, kind), (others, other_kind) = jax.tree.flatten(one), jax.tree.flatten(other)
+    if (type(one), kind) != (type(other), other_kind):
         kinds = " and ".join(names) if names[0] != names[1] else f"two {names[0]} of different settings"
         raise ValueError(f"denoisers and samplers must have one schedule, got {kinds}")
-    leaves = zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True)
-    for (path, a), b in leaves:
-        if not concrete(a, b) or not all(getattr(c, "is_fully_addressable", True) for c in (a, b)):
-            continue  # traced, or on other processes
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(one)]
+    for path, a, b in zip(paths, own, others, strict=True):
+        if not known(a, b):
+            continue
         if np.shape(a) != np.shape(b) or not np.allclose(a, b, rtol=1e-5, atol=0, equal_nan=True):
             what = f"{names[0]}{jax.tree_util.keystr(path)}"
             got = f": {a} and {b}" if np.ndim(a) == np.ndim(b) == 0 else ""
@@ -106,8 +107,13 @@ def as_denoise(denoise: Denoise | Callable, schedule: Schedule | None) -> Denois
         `denoise` itself where there is nothing to add.
 
     Raises:
+        TypeError: for what is neither.
         ValueError: if the denoiser was made for another schedule.
     """
+    if schedule is not None:
+        check_schedule(schedule)
+    if isinstance(denoise, type) or not callable(denoise):
+        check_is("denoise", denoise, Denoise, "a denoiser, or a function (x, t) -> E[x_0 | x_t]")
     if isinstance(denoise, Denoise):
         check_same_schedule(denoise.schedule, schedule)
     else:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Array, as_time, expand, safe_log
 from jdiff.core.checks import check_time
-from jdiff.process.clock import Schedule, log_snr
+from jdiff.process.clock import Schedule, check_schedule, log_snr
 from jdiff.process.forward import rates
 from jdiff.process.prediction import Denoise, as_denoise
 
@@ -34,6 +34,7 @@ def forward(schedule: Schedule, t) -> tuple[Array, Array]:
     Reference:
         Song et al. 2021, arXiv:2011.13456, eq. 5; Kingma et al. 2021, arXiv:2107.00630, section 3.1.
     """
+    check_schedule(schedule)
     t = as_time(t)
     f = derivative(lambda t: safe_log(schedule.alpha(t)), t)
     g2 = -(schedule.sigma(t) ** 2) * derivative(lambda t: log_snr(schedule, t), t)

@@ -4,16 +4,18 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jdiff.core.arrays import Array
+from jdiff.core.checks import check_is
 from jdiff.core.keys import noise_of_step, rows_of
 from jdiff.core.pytrees import concrete, number, vary_as
 from jdiff.process.clock import Schedule
 from jdiff.process.prediction import Denoise, as_denoise
 from jdiff.process.times import check_times
 from jdiff.sampling.scans import checkpointed_scan, dynamic_scan
-from jdiff.solvers.base import Now, RecallingSolver, Solver
+from jdiff.solvers.base import A_SOLVER, Now, RecallingSolver, Solver
 
 
 def sample(
@@ -57,6 +59,7 @@ def sample(
         ValueError: for times that do not descend or end at sigma = 0, a stochastic solver without a key, a step count
             outside the grid, shapes that disagree, and a denoiser that was made for another schedule.
     """
+    check_is("solver", solver, Solver, A_SOLVER)
     times = check_times(schedule, times)
     denoise = as_denoise(denoise, schedule)
     check_start(solver, x, times, key, n)
@@ -113,6 +116,7 @@ def invert(solver: Solver, denoise: Denoise, schedule: Schedule, x: Array, times
     Reference:
         Song et al. 2021, arXiv:2010.02502, section 5.4; Mokady et al. 2022, arXiv:2211.09794.
     """
+    check_is("solver", solver, Solver, A_SOLVER)
     times = check_times(schedule, times)
     if solver.stochastic:
         raise ValueError(f"{type(solver).__name__} draws noise and has no inverse; use DDIM(0), Heun, DPMpp2M, ...")
@@ -131,6 +135,7 @@ def invert(solver: Solver, denoise: Denoise, schedule: Schedule, x: Array, times
 
 def check_start(solver: Solver, x: Array, times: Array, key, n=None) -> None:
     """Raise ValueError for an x that is no noise (B, ...), a step count outside the grid, or a key that is missing."""
+    check_is("x", x, (jax.Array, np.ndarray), "noise, an array (B, ...): see jdiff.prior")
     if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x is {x.dtype}{x.shape}; expected floating noise (B, ...): see jdiff.prior")
     count = number(n)  # True and "3" are none

@@ -19,6 +19,7 @@ from jdiff.process.prediction import Denoise, Prediction
 
 # Of alpha / sigma. Below it 1 / alpha would amplify rounding, and a step in sigma / alpha would have no end.
 SMALLEST_ALPHA = 1e-4
+A_SOLVER = "a solver, as solvers.DDIM()"
 
 
 class Now(NamedTuple):
@@ -30,6 +31,7 @@ class Now(NamedTuple):
     plan: Any
 
 
+@runtime_checkable
 class Solver(Protocol):
     """What `sample` asks of a solver. `order` and `stochastic` may be attributes of the class, fields or properties."""
 

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jdiff.core.arrays import Number, expand
-from jdiff.core.checks import check_range
+from jdiff.core.checks import check_is, check_range
 from jdiff.core.keys import fold, normal, part
 from jdiff.core.names import choose
 from jdiff.core.pytrees import noun, static
-from jdiff.solvers.base import check_order, nearly_noise
+from jdiff.solvers.base import A_SOLVER, Solver, check_order, nearly_noise
 
 
 def _norm(x):
@@ -99,6 +99,10 @@ class PredictorCorrector:
 
     predictor: object
     corrector: object = Langevin()
+
+    def check(self):
+        check_is("the predictor of PredictorCorrector", self.predictor, Solver, A_SOLVER)
+
     order = 1
     stochastic = True
 

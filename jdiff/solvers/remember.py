@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 
+from jdiff.core.checks import check_is
 from jdiff.core.pytrees import noun
 from jdiff.denoisers.network import remember
 from jdiff.process.prediction import Denoise
-from jdiff.solvers.base import Solver
+from jdiff.solvers.base import A_SOLVER, Solver
 
 
 @noun
@@ -27,6 +28,9 @@ class Remember:
     """
 
     base: Solver
+
+    def check(self):
+        check_is("the base of Remember", self.base, Solver, A_SOLVER)
 
     @property
     def order(self):

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jdiff.core.arrays import Array, Number, expand, safe_sqrt
-from jdiff.core.checks import check_range
+from jdiff.core.checks import check_is, check_range
 from jdiff.core.keys import fold, normal, part
 from jdiff.core.pytrees import noun, static
-from jdiff.solvers.base import Now, check_order
+from jdiff.solvers.base import A_SOLVER, Now, Solver, check_order
 from jdiff.solvers.runge_kutta import Heun
 
 
@@ -54,6 +54,7 @@ class Restart:
         return self.base.order
 
     def check(self):
+        check_is("the base of Restart", self.base, Solver, A_SOLVER)
         check_range(self, 1e-12, low=self.low)
         check_range(self, self.low, high=self.high)
         check_order("Restart, number of rounds as", self.rounds)
