@@ -21,6 +21,7 @@ train
 convert data metrics
 config
 runs
+commands
 """.strip().splitlines()
 TOWER = ["models"]  # of the floors it knows `core` alone; from `convert data metrics` upwards all may use it
 
@@ -56,7 +57,7 @@ def imports(path: Path) -> set[str]:
 def test_the_package_is_its_floors():
     """`ls jdiff` is the floor table: every folder is on it, and beside the folders there is only the face."""
     assert {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"} == {
-        *" ".join(FLOORS).split(), *TOWER, "__init__.py", "py.typed",
+        *" ".join(FLOORS).split(), *TOWER, "__init__.py", "__main__.py", "py.typed",
     }  # fmt: skip
 
 

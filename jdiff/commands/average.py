@@ -1,4 +1,4 @@
-"""Reconstruct an average of the parameters after training: `python scripts/posthoc_ema.py RUN_DIR --sigma-rel 0.075`.
+"""Reconstruct an average of the parameters after training: `jdiff average RUN_DIR --sigma-rel 0.075`.
 
 From the snapshots in RUN_DIR/snapshots, which a run leaves that tracks power-function averages. arXiv:2312.02696.
 """
@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 from jdiff import config as configs
-from jdiff import ema
-from jdiff.train import checkpoint, params_file, posthoc
+from jdiff.train import checkpoint, ema, params_file, posthoc
 
 POOR = 0.1  # the profile's relative error above which its samples are another profile's
 
@@ -19,7 +18,7 @@ class Arguments:
     """Reconstruct an average of the parameters from a run's snapshots."""
 
     run_dir: str
-    """A run directory made by scripts/train.py, with snapshots of power-function averages."""
+    """A run directory made by jdiff train, with snapshots of power-function averages."""
     sigma_rel: float | None = None
     """Width of the wanted average, relative to the run up to --step: 0.05 is short, 0.15 long."""
     step: int | None = None
@@ -31,10 +30,11 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    a = configs.parse(Arguments, argv, prog="scripts/posthoc_ema.py")
+    """Reconstruct an average, or list what there is; return the exit status."""
+    a = configs.parse(Arguments, argv, prog="jdiff average")
     run = Path(a.run_dir)
     if not run.is_dir():
-        raise configs.ConfigError(f"there is no directory {run}; expected one made by scripts/train.py")
+        raise configs.ConfigError(f"there is no directory {run}; expected one made by jdiff train")
     found = posthoc.snapshots(run / "snapshots")
     if a.list:
         show("snapshots (step, sigma_rel)", [f"{s.step:>9,}  {s.sigma_rel:g}" for s in found])
@@ -44,7 +44,10 @@ def main(argv: list[str]) -> int:
         raise configs.ConfigError("--sigma-rel is missing: the width of the wanted average, such as 0.075; or --list")
     if not found:
         raise configs.ConfigError(f"no snapshots in {run / 'snapshots'}: train with averages of power profiles first")
-    gamma = ema.gamma_of(a.sigma_rel)
+    try:
+        gamma = ema.gamma_of(a.sigma_rel)
+    except ValueError as error:
+        raise configs.ConfigError(f"--sigma-rel {a.sigma_rel}: {error}") from error
     step = found[-1].step if a.step is None else a.step
     if not 1 <= step <= found[-1].step:
         raise configs.ConfigError(f"--step {step}: expected a step from 1 to {found[-1].step}, the last snapshot's")
@@ -69,9 +72,10 @@ def main(argv: list[str]) -> int:
 
 
 def show(title: str, lines: list[str]) -> None:
+    """Print lines under a title."""
     print(f"{title}:")
     print("\n".join(f"  {line}" for line in lines) or "  none")
 
 
 if __name__ == "__main__":
-    configs.run_script(main, ValueError)
+    configs.run_script(main)

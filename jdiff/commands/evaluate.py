@@ -1,4 +1,4 @@
-"""Measure a trained run: `python scripts/evaluate.py RUN_DIR [--num 500 --guidance 1 2 ...]`.
+"""Measure a trained run: `jdiff evaluate RUN_DIR [--num 500 --guidance 1 2 ...]`.
 
 Of images with classes it measures three things. How often a judge, trained on the real training split, assigns the
 label that was asked for. The Frechet distance to held-out images in the judge's features, and its ratio to that of
@@ -9,13 +9,7 @@ Of points on the plane it measures the sliced Wasserstein-2 distance to fresh po
 """
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
-
-if __name__ == "__main__":  # Ctrl-C is one line and status 130, also during the imports, which take seconds
-    # at once: threads of XLA may still compute, and the interpreter's own end would abort
-    signal.signal(signal.SIGINT, lambda number, frame: os.write(2, b"stopped by SIGINT\n") and os._exit(130))
 
 import jax
 import numpy as np
@@ -34,7 +28,7 @@ class Arguments:
     """Measure a trained run."""
 
     run_dir: str
-    """A run directory made by scripts/train.py."""
+    """A run directory made by jdiff train."""
     num: int = 500
     """Samples of images with classes, more than a judge has features; planes are measured on 10,000."""
     guidance: tuple[float, ...] = (1.0, 2.0)
@@ -46,7 +40,8 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    a = configs.parse(Arguments, argv, prog="scripts/evaluate.py")
+    """Print how good the samples of a run are; return the exit status."""
+    a = configs.parse(Arguments, argv, prog="jdiff evaluate")
     configs.check_seed(a.seed)
     if not 2 <= a.num <= MOST:
         raise configs.ConfigError(f"--num must be from 2 to {MOST:,}, got {a.num}: the samples' covariance is measured")

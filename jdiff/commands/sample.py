@@ -1,13 +1,7 @@
-"""Sample from a trained run: `python scripts/sample.py RUN_DIR [--num 500 --solver heun --steps 20 ...]`."""
+"""Sample from a trained run: `jdiff sample RUN_DIR [--num 500 --solver heun --steps 20 ...]`."""
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
-
-if __name__ == "__main__":  # Ctrl-C is one line and status 130, also during the imports, which take seconds
-    # at once: threads of XLA may still compute, and the interpreter's own end would abort
-    signal.signal(signal.SIGINT, lambda number, frame: os.write(2, b"stopped by SIGINT\n") and os._exit(130))
 
 import jax
 import numpy as np
@@ -27,7 +21,7 @@ class Arguments:
     """Sample from a trained run. Settings left out are those of its config."""
 
     run_dir: str
-    """A run directory made by scripts/train.py."""
+    """A run directory made by jdiff train."""
     num: int = 100
     """How many samples."""
     solver: str | None = None
@@ -53,13 +47,14 @@ class Arguments:
     step: int | None = None
     """The checkpoint to use; the newest when left out."""
     params: str | None = None
-    """An average made by scripts/posthoc_ema.py, in place of a checkpoint's."""
+    """An average made by jdiff average, in place of a checkpoint's."""
     out: str = "samples.png"
     """Where to: a .png picture, or an .npz with `samples` and `labels` (-1 where there are no classes)."""
 
 
 def main(argv: list[str]) -> int:
-    a = configs.parse(Arguments, argv, prog="scripts/sample.py")
+    """Draw samples of a run into a file; return the exit status."""
+    a = configs.parse(Arguments, argv, prog="jdiff sample")
     out = Path(a.out)
     if out.suffix not in (".png", ".npz"):
         raise configs.ConfigError(f"--out {a.out}: expected a name that ends in .png or .npz")

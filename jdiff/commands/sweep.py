@@ -1,6 +1,6 @@
-"""Search hyper-parameters: `python scripts/sweep.py CONFIG --param train.lr=1e-4:1e-2:log --param train.batch=64,128`.
+"""Search hyper-parameters: `jdiff sweep CONFIG --param train.lr=1e-4:1e-2:log --param train.batch=64,128`.
 
-At random over the ranges first, then on a grid around the best. Each trial is a run of scripts/train.py of its own, in
+At random over the ranges first, then on a grid around the best. Each trial is a run of jdiff train of its own, in
 OUT/trials; what follows `--` is given to all of them: `-- --train.steps 2000 --data.args.n 5000`. The same command
 again goes on where a sweep stopped. Needs the extra `sweep`, optuna.
 """
@@ -19,13 +19,13 @@ from jdiff import config as configs
 from jdiff.core.extras import needs
 from jdiff.runs import plot, search
 
-TRAINER = Path(__file__).resolve().parent / "train.py"
+TRAINER = ["-m", "jdiff_command", "train"]
 SHOWN = 12  # rows of the table on the terminal; results.csv has them all
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Search hyper-parameters at random, then on a grid around the best. What follows -- goes to scripts/train.py."""
+    """Search hyper-parameters at random, then on a grid around the best. What follows -- goes to jdiff train."""
 
     config: str
     """A config file."""
@@ -44,17 +44,18 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
+    """Run the trials of a sweep, and write what they gave; return the exit status."""
     argv, rest = configs.split_at_dashes(argv)
-    a = configs.parse(Arguments, argv, prog="scripts/sweep.py", repeated=True)
+    a = configs.parse(Arguments, argv, prog="jdiff sweep", repeated=True)
     configs.check_seed(a.seed)
-    with needs("scripts/sweep.py needs", "sweep"):
+    with needs("jdiff sweep needs", "sweep"):
         import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = configs.load_config(a.config)
     space = search.parse_space(a.param, config)
     if a.trials < 1 or a.refine < 0:
         raise configs.ConfigError(f"--trials must be 1 or more and --refine 0 or more, got {a.trials} and {a.refine}")
-    configs.parse(configs.Config, rest, config, prog="scripts/train.py")  # a typo shows now, not in every trial
+    configs.parse(configs.Config, rest, config, prog="jdiff train")  # a typo shows now, not in every trial
     out = Path(a.out or f"sweeps/{config.name}")
     study = open_study(optuna, out, dict(config=a.config, param=list(a.param), metric=a.metric, seed=a.seed, rest=rest))
 
@@ -144,10 +145,10 @@ def trials(optuna, study, space: dict, a: Arguments):
 
 
 def run_trial(a: Arguments, out: Path, trial, rest: list[str], stop: list):
-    """(metric, None) of one run of scripts/train.py, or (None, what went wrong); it is told when `stop` fills."""
+    """(metric, None) of one run of jdiff train, or (None, what went wrong); it is told when `stop` fills."""
     directory, log = out / "trials" / f"{trial.number:03d}", out / "trials" / f"{trial.number:03d}.log"
     words = [f"--{name}={search.shown(value, exact=True)}" for name, value in trial.params.items()]
-    command = [sys.executable, str(TRAINER), a.config, *rest, *words, "--run-dir", str(directory)]
+    command = [sys.executable, *TRAINER, a.config, *rest, *words, "--run-dir", str(directory)]
     with log.open("a") as file:
         try:  # the run inherits the lock with its output: it may have outlived a sweep that was killed
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

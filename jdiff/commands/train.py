@@ -1,4 +1,4 @@
-"""Train a diffusion model: `python scripts/train.py CONFIG [--run-dir DIR] [--resume] [--train.steps N ...]`.
+"""Train a diffusion model: `jdiff train CONFIG [--run-dir DIR] [--resume] [--train.steps N ...]`.
 
 One linear script, made to be read and forked. The same run directory again goes on where it stopped, also on another
 number of devices or processes. Several processes find each other under Slurm, Open MPI, Kubernetes and on TPU pods;
@@ -8,36 +8,22 @@ elsewhere start each with --coordinator HOST:PORT --processes N --process-id I.
 import contextlib
 import dataclasses
 import functools
-import os
 import signal
 import sys
 from pathlib import Path
 from typing import Literal
 
-if __name__ == "__main__":  # the imports take seconds; until `Signals` takes over, one ends the script with a line
-
-    def leave_at_once(number, frame):
-        os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
-        os._exit(128 + number)
-
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    if any(word.replace("_", "-").startswith("--requeue-on") for word in sys.argv):
-        numbers += [signal.SIGUSR1, signal.SIGUSR2]
-    for number in numbers:
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # which nohup ignores
-            signal.signal(number, leave_at_once)
-
 import jax
 import numpy as np
 
 from jdiff import config as configs
-from jdiff import parallel, runs
+from jdiff import runs
 from jdiff.data import prefetch
 from jdiff.runs import lock, peers, watch
 from jdiff.runs.pictures import picture
 from jdiff.runs.signals import Signals
 from jdiff.runs.visits import EDGES, by_level, check_finite, make_record, means, padded, profiled, visits
-from jdiff.train import checkpoint, make_train_loop, make_train_step, posthoc
+from jdiff.train import checkpoint, make_train_loop, make_train_step, parallel, posthoc
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +53,9 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
+    """Train a run, or go on with one; return the exit status."""
     about = "Train a diffusion model. The options of the script come first, then every setting of the config."
-    a, config = configs.parse_with_config(Arguments, argv, prog="scripts/train.py", description=about)
+    a, config = configs.parse_with_config(Arguments, argv, prog="jdiff train", description=about)
     check_numbers(a)
     configs.limit_threads(config)
     settings, directory = config.train, Path(a.run_dir or f"runs/{config.name}")

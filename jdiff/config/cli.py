@@ -1,4 +1,4 @@
-"""The command line of the scripts: dataclasses of options, settings of a config, and what is wrong as one line."""
+"""The command line: dataclasses of options, settings of a config, and what is wrong as one line."""
 
 import contextlib
 import dataclasses
@@ -25,20 +25,21 @@ A = TypeVar("A")
 WORDS = {"None": None, "True": True, "False": False}
 
 
-def run_script(main: Callable[[list[str]], int], *errors: type[Exception]) -> None:
-    """Call a script's `main` with the words of the command line, and leave with the status that it returns.
+def run_script(main: Callable[[list[str]], int], *errors: type[Exception], words: list[str] | None = None) -> None:
+    """Call the `main` of a script or a command, and leave with the status that it returns.
 
     What is wrong with the command line, a file or the data is one line on stderr, with status 2. Ctrl-C is one line
     too, with status 130.
 
     Args:
-        main: the function of the script.
+        main: the function, of the words of a command line.
         errors: further kinds of errors whose text is a line for its user.
+        words: the command line; None for the words after the name of the script.
     """
     usual = (ConfigError, CheckpointError, DataError, MissingExtra, OSError, MemoryError)
     caught: tuple[type[Exception], ...] = (*usual, *errors)
     try:
-        status = main(sys.argv[1:])
+        status = main(sys.argv[1:] if words is None else words)
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
         sys.stdout.flush()
@@ -126,7 +127,7 @@ def parse_with_config(cls: type[A], argv: list[str], **about) -> tuple[A, Config
     if argv and argv[0] in ("-h", "--help"):
         parse(cls, ["--help"], **about)
     if not argv or argv[0].startswith("-"):
-        usage = f"python {about.get('prog', 'SCRIPT')} CONFIG [--SETTING VALUE ...]"
+        usage = f"{about.get('prog', 'SCRIPT')} CONFIG [--SETTING VALUE ...]"
         raise ConfigError(f"the first word must be a config file: {usage}; --help after it lists every setting")
     with needs("the command line is read with"):
         import tyro

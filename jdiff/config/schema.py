@@ -79,7 +79,7 @@ class Train:
     ema: Named = Named("half_life", {"images": 50_000.0})
     """The average of the parameters that is sampled: constant(decay), half_life(images), warmup(max_decay), power."""
     posthoc: tuple[float, ...] = ()
-    """Relative widths of further averages; scripts/posthoc_ema.py makes any other of them. EDM2 has 0.05 and 0.1."""
+    """Relative widths of further averages; jdiff average makes any other of them. EDM2 has 0.05 and 0.1."""
     snapshot_every: int = 5_000
     """Steps between snapshots of those averages, kept in snapshots/."""
     label_dropout: float = 0.1
@@ -102,7 +102,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """How to sample, at the end of training and by default in scripts/sample.py."""
+    """How to sample, at the end of training and by default in jdiff sample."""
 
     solver: Named = Named("heun")
     """ddpm(variance), ddim(eta), heun, dpmpp_2m, unipc(order), edm_stochastic(churn), ...: a wrong name lists all."""
@@ -171,7 +171,7 @@ class Config:
             raise ConfigError(f"sample.guidance must be within +-{LARGEST_GUIDANCE:,}, got {s.guidance:g}; 1 is none")
         if s.steps > MOST_TIMES:
             raise ConfigError(f"sample.steps must be at most {MOST_TIMES:,}, got {s.steps:,}")
-        if not -(2**63) <= self.seed < 2**63 - 2:  # scripts/train.py also uses seed + 1 and seed + 2
+        if not -(2**63) <= self.seed < 2**63 - 2:  # jdiff.commands.train also uses seed + 1 and seed + 2
             raise ConfigError(f"seed must be a whole number of 64 bits, got {self.seed}")
         if s.clip is not None and not s.clip > 0:
             raise ConfigError(f"sample.clip is the largest value of the data, positive, or None; got {s.clip}")

@@ -15,7 +15,7 @@ def needs(what: str, extra: str = "train") -> Iterator[None]:
     """Import libraries of an extra in the block.
 
     Args:
-        what: what needs them, with its verb, as "scripts/sweep.py needs".
+        what: what needs them, with its verb, as "jdiff sweep needs".
         extra: the extra of this project that installs them.
 
     Raises:

@@ -114,7 +114,7 @@ def open_run(directory) -> Run:
     """
     path = Path(directory) / "config.json"
     if not path.is_file():
-        raise ConfigError(f"{directory} is no run directory: it has no config.json; make one with scripts/train.py")
+        raise ConfigError(f"{directory} is no run directory: it has no config.json; make one with jdiff train")
     return build(directory, configs.from_json(path))
 
 

@@ -1,6 +1,6 @@
 """The search of hyper-parameters: what is searched, the grid around the best, and the table of results.
 
-The trials themselves are run by scripts/sweep.py, and kept by Optuna.
+The trials themselves are run by jdiff sweep, and kept by Optuna.
 """
 
 import csv
@@ -60,7 +60,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """One of some words, each as it is given to scripts/train.py."""
+    """One of some words, each as it is given to jdiff train."""
 
     words: tuple[str, ...]
 

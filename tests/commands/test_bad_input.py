@@ -1,11 +1,10 @@
 """What users type wrong, in configs and on command lines: one line, status 2, and nothing written."""
 
 import dataclasses
-import importlib.util
+import importlib
 import inspect
 import json
 import math
-import sys
 from pathlib import Path
 
 import chex
@@ -312,16 +311,7 @@ def test_a_directory_is_no_config_file(tmp_path):
     one_line(caught, "is a directory")
 
 
-# ---------------------------------------------------------------- the scripts
-
-
-def load(name):
-    """A script as a module: its `main` is called in this process."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where its dataclasses look for themselves
-    spec.loader.exec_module(module)
-    return module
+# ---------------------------------------------------------------- the commands
 
 
 def held(directory, made, change=lambda params: params):
@@ -358,7 +348,7 @@ def place(tmp_path_factory):
 def refused(name, capsys, *argv):
     """The one line with which a script ends; its `main` raises what its last lines print with status 2."""
     with pytest.raises((ConfigError, checkpoint.CheckpointError)) as caught:
-        load(name).main([str(word) for word in argv])
+        importlib.import_module(f"jdiff.commands.{name}").main([str(word) for word in argv])
     assert "Traceback" not in capsys.readouterr().err
     text = str(caught.value)
     assert text and "\n" not in text, text
@@ -452,7 +442,7 @@ def test_measuring(place, tmp_path, monkeypatch, capsys, words, text):
 
 def test_held_out_images_are_drawn_from_all_classes(place, capsys, monkeypatch):
     """On a set that is sorted by class, the pixels compared are those of all classes, and of no row twice."""
-    evaluate, digits = load("evaluate"), data.digits()
+    evaluate, digits = importlib.import_module("jdiff.commands.evaluate"), data.digits()
     order = np.argsort(digits.held_labels, kind="stable")
     held_x, held_labels = digits.held_x[order], digits.held_labels[order]
     ordered = dataclasses.replace(digits, held_x=held_x, held_labels=held_labels)
@@ -490,11 +480,11 @@ def test_the_figure_of_a_plane_shows_points_of_the_whole_set(tmp_path, monkeypat
 
 
 def test_training(tmp_path, capsys):
-    train, path = load("train"), tmp_path / "c.py"
-    assert "python scripts/train.py CONFIG" in refused("train", capsys)
+    train, path = importlib.import_module("jdiff.commands.train"), tmp_path / "c.py"
+    assert "jdiff train CONFIG" in refused("train", capsys)
     with pytest.raises(SystemExit) as caught:
         train.main(["--help"])
-    assert caught.value.code == 0 and "usage: scripts/train.py" in capsys.readouterr().out
+    assert caught.value.code == 0 and "usage: jdiff train" in capsys.readouterr().out
     path.write_text(
         "from jdiff.config import *\n"
         "config = Config(name='a', data=Named('scurve', {'n': 500}), model=Named('mlp'), schedule=Named('vp'))"

@@ -1,7 +1,6 @@
-"""scripts/sweep.py with a trainer that only writes metrics; `slow`: with the real one."""
+"""jdiff sweep with a trainer that only writes metrics; `slow`: with the real one."""
 
 import csv
-import importlib.util
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from jdiff import config as configs
+from jdiff.commands import sweep as command
 from jdiff.core.extras import MissingExtra
 
 ROOT = Path(__file__).parents[2]
@@ -42,26 +42,16 @@ with (directory / "metrics.jsonl").open("w") as file:
 """
 
 
-def load(trainer=None):
-    spec = importlib.util.spec_from_file_location("sweep", ROOT / "scripts" / "sweep.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sweep"] = module  # where its dataclasses look for themselves
-    spec.loader.exec_module(module)
-    if trainer is not None:
-        module.TRAINER = trainer
-    return module
-
-
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(tmp_path, monkeypatch):
     """A function of the command line: (exit status, rows of results.csv)."""
     pytest.importorskip("optuna")
     (tmp_path / "trainer.py").write_text(TRAINER)
-    module = load(tmp_path / "trainer.py")
+    monkeypatch.setattr(command, "TRAINER", [str(tmp_path / "trainer.py")])
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*words, out="out"):
-        code = module.main([CONFIG, "--out", str(tmp_path / out), *words])
+        code = command.main([CONFIG, "--out", str(tmp_path / out), *words])
         return code, read(tmp_path / out)
 
     yield run
@@ -137,8 +127,8 @@ def test_killed_and_continued(sweep, tmp_path, number):
     out = tmp_path / "out"
     out.mkdir()
     program = (
-        f"import sys, pathlib; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import sweep;"
-        f"sweep.TRAINER = pathlib.Path({str(tmp_path / 'trainer.py')!r}); sys.exit(sweep.main(sys.argv[1:]))"
+        "import sys; from jdiff.commands import sweep;"
+        f"sweep.TRAINER = [{str(tmp_path / 'trainer.py')!r}]; sys.exit(sweep.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, CONFIG, "--out", str(out), *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -196,7 +186,7 @@ def test_errors_of_the_command_line(sweep, words, message):
 def test_optuna_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingExtra, match=r"needs optuna: pip install 'jdiff\[sweep\]'"):
-        load().main([CONFIG, "--param", LR])
+        command.main([CONFIG, "--param", LR])
 
 
 @pytest.mark.slow

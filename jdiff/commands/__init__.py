@@ -1,0 +1,28 @@
+"""The commands of the tool `jdiff`, one a file: each has a function `main(words) -> status`.
+
+A file is linear and short, made to be read. To change how one works, copy the file and run the copy.
+"""
+
+import importlib
+
+from jdiff.config import ConfigError, run_script
+from jdiff.core.names import choose
+from jdiff_command import COMMANDS
+
+
+def run(name: str, words: list[str]) -> None:
+    """Run a command, and leave with its status; what is wrong is one line, with status 2.
+
+    Args:
+        name: of the command.
+        words: its command line.
+    """
+
+    def main(words):
+        try:
+            choose("command", name, COMMANDS)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return importlib.import_module(f"jdiff.commands.{name}").main(words)
+
+    run_script(main, words=words)
