@@ -60,13 +60,15 @@ def main(argv: list[str]) -> int:
     used = [s for s in found if s.step <= enough]
     steps, gammas = [s.step for s in used], [s.gamma for s in used]
     weights = posthoc.coefficients(steps, gammas, step, gamma)
-    error = posthoc.misfit(steps, gammas, weights, step, gamma)
-    used = [(s, weight) for s, weight in zip(used, weights, strict=True) if weight]
+    misfit = posthoc.misfit(steps, gammas, weights, step, gamma)
+    weighted = [(s, weight) for s, weight in zip(used, weights, strict=True) if weight]
     with checkpoint.told():
-        average = posthoc.combine(posthoc.load(s for s, _ in used), [weight for _, weight in used])
+        average = posthoc.combine(posthoc.load(s for s, _ in weighted), [weight for _, weight in weighted])
     params_file.write_params(out, average)
-    print(f"sigma_rel {a.sigma_rel:g} at step {step:,} from {len(used)} snapshots, profile error {error:.2%}: {out}")
-    if error > POOR:
+    print(
+        f"sigma_rel {a.sigma_rel:g} at step {step:,} from {len(weighted)} snapshots, profile error {misfit:.2%}: {out}"
+    )
+    if misfit > POOR:
         print("warning: the snapshots are too few for this profile: take them more often", file=sys.stderr)
     return 0
 

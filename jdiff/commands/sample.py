@@ -72,8 +72,8 @@ def main(argv: list[str]) -> int:
     samples = run.dataset.to_data(x)
     if out.suffix == ".npz":
         labels = np.full(a.num, -1) if labels is None else labels  # -1: this run has no classes
-        arrays = dict(samples=samples, labels=labels.astype(np.int32))
-        files.write(out, lambda file: np.savez_compressed(file, **arrays))
+        labels = labels.astype(np.int32)
+        files.write(out, lambda file: np.savez_compressed(file, samples=samples, labels=labels))
     elif run.dataset.is_image:
         plot.image_grid(out, samples, columns=min(a.num, max(10, int(np.sqrt(a.num)))))
     else:

@@ -99,7 +99,8 @@ def main(argv: list[str]) -> int:
         key, share = jax.random.key(config.seed + 1), settings.batch // count
         rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
         chunks = run.dataset.read(config.seed, settings.batch, visits(step, last, settings), rows, position)
-        peak = watch.peak_flops(devices) / runs.step_flops(run) if watch.peak_flops(devices) else None
+        flops = watch.peak_flops(devices)
+        peak = flops / runs.step_flops(run) if flops else None
         images = settings.batch if run.dataset.is_image else 0
         log = watch.Log(directory, step, settings.steps, images, peak, first)
         writer = checkpoint.Writer(run.checkpoints, settings.keep, settings.keep_every)
@@ -165,8 +166,10 @@ def check_numbers(a: Arguments) -> None:
 @contextlib.contextmanager
 def joined(a: Arguments, directory: Path, settings: configs.Train, stop: Signals):
     """Come together with the other processes of the run, if there are any, and watch them in the block."""
-    place = parallel.launched() if None in (a.processes, a.process_id) else (a.process_id, a.processes)
-    late = contextlib.nullcontext()
+    place = parallel.launched()
+    if a.process_id is not None and a.processes is not None:
+        place = a.process_id, a.processes
+    late: contextlib.AbstractContextManager = contextlib.nullcontext()
     if a.coordinator or parallel.in_cluster():
         late = peers.awaited(directory, place, a.coordinator or "the other processes", a.wait, watch.say)
     try:

@@ -138,7 +138,7 @@ class Log:
                 edges[1:].tolist(), h.tolist(), step,
             )  # fmt: skip
 
-    def picture(self, path: Path, step: int) -> None:
+    def picture(self, path: Path | None, step: int) -> None:
         """Note a picture for TensorBoard; the time it took is nobody's rate."""
         if self.board is not None and path is not None:
             with needs("pictures need"):
