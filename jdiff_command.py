@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "measure a trained run",
     "sweep": "search hyper-parameters by training many runs",
     "average": "reconstruct an average of the parameters after training",
+    "info": "list solvers, grids, models, data sets and all other names, with their arguments",
 }
 USAGE = "jdiff COMMAND ..., where COMMAND is one of"
 

@@ -19,7 +19,7 @@ def examples(path: str) -> list[str]:
 @pytest.mark.parametrize("path", ["README.md", "docs/networks.md"])
 def test_examples_run(path, monkeypatch, tmp_path):
     """One after the other, as a reader would; those of published files, which are not here, are left out."""
-    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
     found = [code for code in examples(path) if "jdiff.convert." not in code]
     assert found
     script = tmp_path / "examples.py"

@@ -5,6 +5,7 @@ A file is linear and short, made to be read. To change how one works, copy the f
 
 import importlib
 
+from jdiff.commands.cache import use_compile_cache
 from jdiff.config import ConfigError, run_script
 from jdiff.core.names import choose
 from jdiff_command import COMMANDS
@@ -23,6 +24,7 @@ def run(name: str, words: list[str]) -> None:
             choose("command", name, COMMANDS)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        use_compile_cache()
         return importlib.import_module(f"jdiff.commands.{name}").main(words)
 
     run_script(main, words=words)

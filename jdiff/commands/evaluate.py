@@ -16,6 +16,7 @@ import numpy as np
 
 from jdiff import config as configs
 from jdiff import metrics, runs
+from jdiff.commands import options
 from jdiff.core.extras import needs
 from jdiff.data import load
 
@@ -41,20 +42,20 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     """Print how good the samples of a run are; return the exit status."""
-    a = configs.parse(Arguments, argv, prog="jdiff evaluate")
+    a, asked = options.parse(Arguments, argv, prog="jdiff evaluate", description="Measure a trained run.")
     configs.check_seed(a.seed)
     if not 2 <= a.num <= MOST:
         raise configs.ConfigError(f"--num must be from 2 to {MOST:,}, got {a.num}: the samples' covariance is measured")
     if a.judge is not None:
         check_judge(a.judge)
     run = runs.open_run(a.run_dir)
-    samplings = [dataclasses.replace(run.config.sample, guidance=w) for w in a.guidance]
+    samplings = [dataclasses.replace(asked, guidance=w) for w in a.guidance]
     for sampling in samplings:
         dataclasses.replace(run.config, sample=sampling)  # checks the numbers
     step, params = runs.restore_ema(run)
     key, data = jax.random.key(a.seed), run.dataset
     if not data.is_image:
-        x, _ = runs.draw(run, params, key, 10_000, run.config.sample)
+        x, _ = runs.draw(run, params, key, 10_000, asked)
         print(plane_line(data.to_data(x), run.config))
         return 0
 

@@ -1,164 +1,36 @@
-"""What the names in a config stand for: tables of names, and the objects that a config is built into."""
+"""The objects that a config is built into."""
 
 import dataclasses
-import functools
-import inspect
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jdiff import losses, solvers
-from jdiff.config.schema import Config, ConfigError, Named, Sample, check_kinds, first_line
-from jdiff.core import names
-from jdiff.core.checks import LARGEST
-from jdiff.data import DATASETS, DataError
-from jdiff.denoisers import conditioning, targets
-from jdiff.losses import Regression, coupling, levels, weights
+from jdiff.config.schema import Config, ConfigError, Sample, check_kinds, first_line
+from jdiff.config.tables import (
+    CONDITIONINGS,
+    COUPLINGS,
+    EMAS,
+    GRIDS,
+    LEVELS,
+    LOSSES,
+    ON_KNOTS,
+    SCHEDULES,
+    SOLVERS,
+    TARGETS,
+    WEIGHTS,
+    make,
+    parameters_of,
+    table_length,
+)
+from jdiff.data import DATASETS
+from jdiff.losses import Regression
 from jdiff.models import create_model, list_models
-from jdiff.process import betas, grid, schedules
 from jdiff.process.table import Discrete
-from jdiff.process.times import LOWEST_LOG_SNR, check_times
+from jdiff.process.times import check_times
 from jdiff.train import ema, optim
 
 LARGEST_SIZE = 1_000_000  # of anything in a network: its layers, channels, classes
-
-# ---------------------------------------------------------------- tables of names
-
-
-def _discrete(table: str = "linear", T: int = 1000, **args):
-    return betas.discrete(make("beta table", BETAS, Named(table, dict(args, T=T))))
-
-
-BETAS = {
-    "linear": betas.linear, "scaled_linear": betas.scaled_linear, "cosine": betas.cosine, "sigmoid": betas.sigmoid,
-}  # fmt: skip
-SCHEDULES = {
-    "vp": schedules.VP, "subvp": schedules.SubVP, "ve": schedules.VE, "edm": schedules.EDM,
-    "cosine": schedules.Cosine, "flow": schedules.Flow, "discrete": _discrete,
-}  # fmt: skip
-TARGETS = {
-    "x0": targets.X0, "eps": targets.Eps, "score": targets.Score, "v": targets.V, "velocity": targets.Velocity,
-    "edm": targets.EDM,
-}  # fmt: skip
-CONDITIONINGS = {
-    "log_snr": conditioning.LogSNR, "edm": conditioning.EDM, "index": conditioning.Index,
-    "continuous": conditioning.Continuous, "sigma": conditioning.Sigma,
-}  # fmt: skip
-LEVELS = {
-    "uniform": levels.Uniform, "knots": levels.Knots, "antithetic": levels.Antithetic,
-    "log_normal": levels.LogNormal, "logit_normal": levels.LogitNormal, "independent": levels.Independent,
-    "loss_aware": levels.LossAware,
-}  # fmt: skip
-WEIGHTS = {
-    "flat": weights.Flat, "simple": weights.Simple, "edm": weights.EDM, "min_snr": weights.MinSNR, "p2": weights.P2,
-    "sigmoid": weights.Sigmoid, "likelihood": weights.Likelihood,
-}  # fmt: skip
-ON_KNOTS = ("knots", "antithetic", "loss_aware")
-COUPLINGS = {"independent": coupling.Independent, "nearest": coupling.Nearest, "assignment": coupling.Assignment}
-
-
-def _hybrid(vlb: float = 1e-3, bins: int | None = 256):
-    if not 0 <= vlb <= LARGEST or (bins is not None and bins < 2):
-        raise ValueError(f"vlb must be 0 or more, at most {LARGEST:g}, and bins 2 or more; got {vlb} and {bins}")
-    return functools.partial(losses.hybrid, vlb=vlb, bins=bins)
-
-
-LOSSES = {
-    "denoising": lambda: losses.denoising,
-    "hybrid": _hybrid,
-    "uncertain": lambda: losses.uncertain,
-}
-SOLVERS = {
-    "ddpm": solvers.DDPM, "ddim": solvers.DDIM, "euler": solvers.Euler, "euler_ancestral": solvers.EulerAncestral,
-    "heun": solvers.Heun, "rk4": solvers.RK4, "edm_stochastic": solvers.EDMStochastic, "dpm2": solvers.DPM2,
-    "dpm2_ancestral": solvers.DPM2Ancestral, "lms": solvers.LMS, "pndm": solvers.PNDM, "ipndm": solvers.IPNDM,
-    "deis": solvers.DEIS, "exponential_ab": solvers.ExponentialAB, "dpm_solver": solvers.DPMSolver,
-    "dpm_solver_m": solvers.DPMSolverM, "dpmpp_2s": solvers.DPMpp2S, "dpmpp_2s_ancestral": solvers.DPMpp2SAncestral,
-    "dpmpp_2m": solvers.DPMpp2M, "dpmpp_3m": solvers.DPMpp3M, "dpmpp_sde": solvers.DPMppSDE,
-    "dpmpp_2m_sde": solvers.DPMpp2MSDE, "dpmpp_3m_sde": solvers.DPMpp3MSDE, "unipc": solvers.UniPC,
-    "sa_solver": solvers.SASolver, "euler_maruyama": solvers.EulerMaruyama,
-    "predictor_corrector": lambda eta=1.0, snr=0.16, steps=1: solvers.PredictorCorrector(
-        solvers.EulerMaruyama(eta), solvers.Langevin(snr, steps)
-    ),
-    "annealed_langevin": solvers.AnnealedLangevin, "gradient_estimation": solvers.GradientEstimation,
-    "restart": lambda low=0.06, high=0.3, rounds=2, steps=4: solvers.Restart(solvers.Heun(), low, high, rounds, steps),
-}  # fmt: skip
-EMAS = {"constant": ema.constant, "half_life": ema.half_life, "warmup": ema.warmup, "power": ema.power}
-
-
-def _sigmas(schedule, n, sigmas: tuple):
-    if not all(type(sigma) in (int, float) for sigma in sigmas):
-        raise ValueError(f"sigmas must be a list of numbers, got {sigmas}")
-    return grid.of_sigmas(schedule, sigmas, n)
-
-
-GRIDS = {
-    "uniform": lambda schedule, n: grid.uniform(n, schedule.t_min, schedule.t_max),
-    "log_snr": lambda schedule, n, lowest=LOWEST_LOG_SNR: grid.log_snr(schedule, n, lowest=lowest),
-    "karras": lambda schedule, n, rho=7.0: grid.karras(schedule, n, _rho(rho)),
-    "exponential": lambda schedule, n, lowest=LOWEST_LOG_SNR: grid.exponential(schedule, n, lowest=lowest),
-    "polyexponential": lambda schedule, n, rho=1.0: grid.polyexponential(schedule, n, _rho(rho)),
-    "beta": lambda schedule, n, alpha=0.6, beta=0.6: grid.beta(schedule, n, alpha, beta),
-    "shifted": lambda schedule, n, shift=3.0: grid.shift(grid.uniform(n, schedule.t_min, schedule.t_max), shift),
-    "sigmas": _sigmas,
-    "discrete": lambda schedule, n, spacing="leading": grid.discrete(_table_length(schedule), n, spacing),
-}
-
-
-def _rho(rho: float) -> float:
-    if not 0.1 <= rho <= 100:
-        raise ValueError(f"rho must be from 0.1 to 100, got {rho}")
-    return rho
-
-
-def _table_length(schedule) -> int:
-    if not isinstance(schedule, Discrete):
-        raise ConfigError("grid 'discrete' picks knots of a table, and needs schedule 'discrete'; use 'log_snr'")
-    return schedule.log_nsr.shape[0]
-
-
-# ---------------------------------------------------------------- the objects
-
-
-def make(kind: str, table: dict, choice: Named, *given, **fixed):
-    """Call what a name stands for.
-
-    Args:
-        kind: what the names of the table name, for the messages, as "solver".
-        table: what each name stands for: a function of its arguments.
-        choice: the name, and the arguments that the config gives.
-        given: the first arguments of the function, which a config does not give.
-        fixed: other arguments that a config does not give.
-
-    Returns:
-        `table[choice.name](*given, **choice.args, **fixed)`.
-
-    Raises:
-        ConfigError: the name or an argument is unknown, an argument is missing, of the wrong kind or out of range.
-    """
-    what = f"{kind} {choice.name!r}"
-    try:
-        function = names.choose(kind, choice.name, table)
-        parameters = _parameters(function)
-        names.check_arguments(what, function, choice.args, [*list(parameters)[: len(given)], *fixed])
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    check_kinds(what, choice.args, parameters)
-    try:
-        return function(*given, **choice.args, **fixed)
-    except ConfigError:
-        raise
-    except DataError as error:  # its text names the set already
-        raise ConfigError(str(error)) from error
-    except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
-        raise ConfigError(f"{what}: {first_line(error)}") from error
-
-
-def _parameters(function: Callable) -> dict:
-    """{name: (annotation, default)} of a function's parameters."""
-    return {name: (p.annotation, p.default) for name, p in inspect.signature(function).parameters.items()}
 
 
 def build_data(config: Config):
@@ -262,7 +134,7 @@ def build_optimizer(config: Config):
     for kind, choice, table in (
         ("optimizer", t.optimizer, optim.OPTIMIZERS), ("learning-rate schedule", t.lr_schedule, optim.LR_SCHEDULES),
     ):  # fmt: skip
-        parameters = _parameters(table[choice.name]) if choice.name in table else {}
+        parameters = parameters_of(table[choice.name]) if choice.name in table else {}
         check_kinds(f"{kind} {choice.name!r}", choice.args, parameters)
     try:
         rates = optim.lr_schedule(t.lr_schedule.name, t.lr, t.steps, t.warmup_steps, **t.lr_schedule.args)
@@ -362,8 +234,8 @@ def check(config: Config) -> None:
     if isinstance(schedule, Discrete):
         for what, choice in (("levels", config.levels), ("conditioning", config.conditioning)):
             T = choice.args.get("T")
-            if T is not None and T != _table_length(schedule):
-                raise ConfigError(f"{what} {choice.name!r} has T = {T}, the schedule's table {_table_length(schedule)}")
+            if T is not None and T != table_length(schedule):
+                raise ConfigError(f"{what} {choice.name!r} has T = {T}, the schedule's table {table_length(schedule)}")
     build_loss(config)
     build_averages(config)
     tx = build_optimizer(config)

@@ -16,12 +16,14 @@ from typing import Annotated, Any, TypeVar
 
 from jdiff.config.files import flat, load_config
 from jdiff.config.schema import Config, ConfigError, Named, as_tuples
+from jdiff.config.tables import all_arguments
 from jdiff.core.extras import MissingExtra, needs
 from jdiff.core.names import did_you_mean
 from jdiff.data import DataError
 from jdiff.train.checkpoint import CheckpointError
 
 A = TypeVar("A")
+S = TypeVar("S")
 WORDS = {"None": None, "True": True, "False": False}
 
 
@@ -109,35 +111,72 @@ def parse(cls: type[A], argv: list[str], default: A | None = None, **about) -> A
 
 
 def parse_with_config(cls: type[A], argv: list[str], **about) -> tuple[A, Config]:
-    """Read a command line whose first word is a config file: each setting of the config is an option too.
+    """Read a command line whose first word is a config: each setting of the config is an option too.
 
     Args:
-        cls: the dataclass of the script's own options; its first field, without a default, is the config file.
+        cls: the dataclass of the command's own options; its first field, without a default, is the config.
         argv: the words of the command line.
         about: as in `parse`.
 
     Returns:
-        (an instance of `cls`, the config of the file with the settings of the command line).
+        (an instance of `cls`, the config with the settings of the command line).
 
     Raises:
-        ConfigError: the file is no config, or a word is wrong; the message is one line.
+        ConfigError: the first word is no config, or a word is wrong; the message is one line.
+        MissingExtra: tyro is not installed.
+        SystemExit: the help was asked for, and is printed.
+    """
+    first = "a config file, or the name of a config of jdiff"
+    return parse_with_settings(cls, argv, load_config, first=first, **about)
+
+
+def parse_with_settings(
+    cls: type[A],
+    argv: list[str],
+    load: Callable[[str], S],
+    *,
+    first: str,
+    short: dict[str, str] | None = None,
+    **about,
+) -> tuple[A, S]:
+    """Read a command line whose first word says which settings there are: each of them is an option too.
+
+    Args:
+        cls: the dataclass of the command's own options; its first field, without a default, is the first word.
+        argv: the words of the command line.
+        load: from the first word to the settings, a dataclass.
+        first: what the first word is, for the message, as "a run directory".
+        short: {short option: dotted name of the setting that it stands for}. A short option whose setting ends in
+            `.args` takes words name=value.
+        about: as in `parse`.
+
+    Returns:
+        (an instance of `cls`, the settings with those of the command line in their place).
+
+    Raises:
+        ConfigError: a word is wrong; the message is one line.
         MissingExtra: tyro is not installed.
         SystemExit: the help was asked for, and is printed.
     """
     if argv and argv[0] in ("-h", "--help"):
         parse(cls, ["--help"], **about)
     if not argv or argv[0].startswith("-"):
-        usage = f"{about.get('prog', 'SCRIPT')} CONFIG [--SETTING VALUE ...]"
-        raise ConfigError(f"the first word must be a config file: {usage}; --help after it lists every setting")
+        usage = f"{about.get('prog', 'SCRIPT')} {dataclasses.fields(cls)[0].name.upper()} [--SETTING VALUE ...]"  # type: ignore[arg-type]
+        raise ConfigError(f"the first word must be {first}: {usage}; --help after it lists every setting")
     with needs("the command line is read with"):
         import tyro
-    argv, typed, config = _typed_arguments(list(argv), load_config(argv[0]))
+    short = short or {}
+    settings: Any = load(argv[0])
+    argv, typed, settings = _typed_arguments(_in_long(list(argv), short), settings)
+    if {"-h", "--help"} & set(argv):
+        for field, choice in _named_fields(settings).items():
+            settings = _replaced(settings, field, all_arguments(field, choice))
     flattened = tyro.conf.arg(name="")  # --run-dir and --train.steps, not --own.run-dir and --config.train.steps
     both = dataclasses.make_dataclass(
-        "Both", [("own", Annotated[cls, flattened]), ("config", Annotated[Config, flattened], config)]
+        "Both", [("own", Annotated[cls, flattened]), ("settings", Annotated[type(settings), flattened], settings)]
     )
-    parsed: Any = _by_tyro(both, argv, None, about)
-    return parsed.own, _with_arguments(parsed.config, typed)
+    parsed: Any = _by_tyro(both, argv, None, about, list(short))
+    return parsed.own, _with_arguments(parsed.settings, typed)
 
 
 def split_at_dashes(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -146,7 +185,29 @@ def split_at_dashes(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv[:cut], argv[cut + 1 :]
 
 
-def _by_tyro(cls: type[A], argv: list[str], default: A | None, about: dict) -> A:
+def _in_long(argv: list[str], short: dict[str, str]) -> list[str]:
+    """The words of a command line, with the settings that short options stand for in their place."""
+    long, i = [], 0
+    while i < len(argv):
+        option, equals, value = argv[i].partition("=")
+        i += 1
+        setting = short.get(_underscored(option))
+        if setting is None or not setting.endswith(".args"):
+            long.append(argv[i - 1] if setting is None else f"--{setting}{equals}{value}")
+            continue
+        words = [value] if equals else []
+        while not equals and i < len(argv) and not argv[i].startswith("-"):
+            words.append(argv[i])
+            i += 1
+        for word in words:
+            name, equals_too, value = word.partition("=")
+            if not equals_too or not name.isidentifier():
+                raise ConfigError(f"{option}: {word!r} is no setting; expected name=value, as order=3")
+            long.append(f"--{setting}.{name}={value}")
+    return long
+
+
+def _by_tyro(cls: type[A], argv: list[str], default: A | None, about: dict, more: list[str] | None = None) -> A:
     with needs("the command line is read with"):
         import tyro
     markers = (tyro.conf.PositionalRequiredArgs, *([tyro.conf.UseAppendAction] if about.get("repeated") else []))
@@ -159,7 +220,7 @@ def _by_tyro(cls: type[A], argv: list[str], default: A | None, about: dict) -> A
     except SystemExit as stop:
         if not stop.code:
             raise
-        known = _options_of(cls) if default is None else list(flat(default))
+        known = (_options_of(cls) if default is None else list(flat(default))) + (more or [])
         raise ConfigError(_one_line(captured.getvalue(), argv, known)) from None
 
 
@@ -175,25 +236,6 @@ def _options_of(cls: type) -> list[str]:
         else:
             names += _options_of(inner)
     return names
-
-
-def setting(text: str) -> tuple[str, object]:
-    """Read a setting that is written NAME=VALUE.
-
-    Args:
-        text: such as "order=3" or "start=single_step". The value is read as JSON, or as None, True or False; whatever
-            is none of these is a text.
-
-    Returns:
-        (name, value), as ("order", 3).
-
-    Raises:
-        ConfigError: `text` is not of that form.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ConfigError(f"{text!r} is no setting; expected name=value, as order=3")
-    return name, _value(value)
 
 
 def _value(text: str):

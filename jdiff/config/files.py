@@ -12,13 +12,29 @@ from jdiff.core.extras import needs
 from jdiff.core.names import did_you_mean
 
 
+def config_files() -> dict[str, Path]:
+    """{name: file} of the configs that come with this package."""
+    here = Path(__file__).parents[1]
+    folder = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"  # a wheel, or a clone
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
 def load_config(path) -> Config:
     """Execute a Python file and return the `config` that it exports.
+
+    Args:
+        path: the file, or the name of a config that comes with this package, as "digits".
 
     Raises:
         ConfigError: there is no such file, it fails, or it exports no config.
     """
+    is_name, known = "/" not in str(path) and not str(path).endswith(".py"), config_files()
     path = Path(path)
+    if is_name and path.name in known:
+        path = known[path.name]
+    if is_name and not path.exists():
+        hint = did_you_mean(path.name, known)
+        raise ConfigError(f"no config {path.name!r}{hint}; one of {', '.join(known)}, or the path of a Python file")
     if path.is_dir():
         raise ConfigError(f"{path} is a directory; expected a Python file that exports `config = Config(...)`")
     if not path.is_file():

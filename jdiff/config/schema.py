@@ -35,9 +35,9 @@ class Named:
     """Something chosen by name, with its arguments."""
 
     name: str
-    """Which one; a wrong name lists the valid ones."""
+    """Its name."""
     args: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Its arguments; --FIELD.args.NAME overrides one, or adds it. Another name drops those of the old name."""
+    """Its arguments. Another name drops those of the old name."""
 
     def __post_init__(self):
         words = isinstance(self.args, dict) and all(isinstance(word, str) for word in self.args)
@@ -61,11 +61,11 @@ class Train:
     fsdp: int = 1
     """Devices over which one copy of the state is divided. Batches are always divided over all devices."""
     optimizer: Named = Named("adam")
-    """adam, adamw(weight_decay), adamax, nadam, rmsprop, adagrad, sgd(momentum), lion, adafactor, muon."""
+    """The optimiser: see jdiff info optimizers."""
     lr: float = 1e-3
     """Learning rate, after warm-up."""
     lr_schedule: Named = Named("constant")
-    """What follows the warm-up: constant, linear or cosine (to 0 at the last step), inverse_sqrt(reference)."""
+    """What the learning rate does after the warm-up: see jdiff info lr_schedules."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
     clip: float | None = 1.0
@@ -77,7 +77,7 @@ class Train:
     augment: float = 0.0
     """Probability of each of EDM's augmentations, of which the network is told (augment_dim 9); EDM's own is 0.12."""
     ema: Named = Named("half_life", {"images": 50_000.0})
-    """The average of the parameters that is sampled: constant(decay), half_life(images), warmup(max_decay), power."""
+    """The average of the parameters that is sampled: see jdiff info averages."""
     posthoc: tuple[float, ...] = ()
     """Relative widths of further averages; jdiff average makes any other of them. EDM2 has 0.05 and 0.1."""
     snapshot_every: int = 5_000
@@ -105,9 +105,9 @@ class Sample:
     """How to sample, at the end of training and by default in jdiff sample."""
 
     solver: Named = Named("heun")
-    """ddpm(variance), ddim(eta), heun, dpmpp_2m, unipc(order), edm_stochastic(churn), ...: a wrong name lists all."""
+    """The update rule: see jdiff info solvers."""
     grid: Named = Named("log_snr")
-    """uniform, log_snr(lowest), karras(rho), polyexponential(rho), beta(alpha, beta), discrete(spacing), ..."""
+    """Where the times lie: see jdiff info grids."""
     steps: int = 20
     """Times of the grid: network calls of a one-evaluation solver; heun makes 2 steps - 1."""
     guidance: float = 1.0
@@ -127,23 +127,23 @@ class Config:
     name: str
     """Names the run directory, runs/NAME, unless --run-dir is given."""
     data: Named
-    """The data set: digits, scurve, mnist, cifar10, tfds(name, size), folder(path, size), arrays(path), ..."""
+    """The data set: see jdiff info datasets."""
     model: Named
-    """The network and its fields, see jdiff.list_models()."""
+    """The network and its fields: see jdiff info models."""
     schedule: Named
-    """The noise schedule: vp, subvp, ve, edm, cosine, flow, or discrete(table, T, ...)."""
+    """The noise schedule: see jdiff info schedules."""
     target: Named = Named("eps")
-    """What the network regresses: x0, eps, score, v, velocity or edm."""
+    """What the network regresses: see jdiff info targets."""
     conditioning: Named = Named("log_snr")
-    """What the network is shown of the noise level: log_snr, edm, index(T), continuous(scale) or sigma."""
+    """What the network is shown of the noise level: see jdiff info conditionings."""
     levels: Named = Named("uniform")
-    """How training draws t: uniform, independent, knots(T), antithetic(T), log_normal, logit_normal, loss_aware."""
+    """How training draws t: see jdiff info levels."""
     weight: Named = Named("flat")
-    """How much each noise level counts: flat, simple, edm, min_snr(gamma), p2, sigmoid(bias), likelihood."""
+    """How much each noise level counts: see jdiff info weights."""
     loss: Named = Named("denoising")
-    """denoising; hybrid(vlb), which learns the variance too; uncertain, for a network with an uncertainty head."""
+    """What is minimised: see jdiff info losses."""
     coupling: Named = Named("independent")
-    """Which noise meets which data: independent, nearest(candidates) or assignment (exact, within the batch)."""
+    """Which noise meets which data: see jdiff info couplings."""
     self_conditioning: float | None = None
     """Share of samples that are shown the network's own estimate of x_0, 0.5 in its paper; None for no such input."""
     train: Train = Train()

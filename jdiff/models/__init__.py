@@ -10,7 +10,17 @@ from jdiff.models.dit import DiT
 from jdiff.models.edm2 import EDM2UNet, normalize_weights
 from jdiff.models.mlp import MLP, StepMLP
 from jdiff.models.receptive import receptive_field, receptive_field_of
-from jdiff.models.registry import Tag, Training, create_model, list_models, register_model, register_tag, tag_of
+from jdiff.models.registry import (
+    MODELS,
+    Tag,
+    Training,
+    create_model,
+    list_models,
+    model_arguments,
+    register_model,
+    register_tag,
+    tag_of,
+)
 from jdiff.models.resnet import ResNet
 from jdiff.models.summary import summary
 from jdiff.models.text import TextEncoder, tokenize
@@ -19,6 +29,7 @@ from jdiff.models.vit import ViT
 
 __all__ = [
     "MLP",
+    "MODELS",
     "Conv",
     "DiT",
     "EDM2UNet",
@@ -33,6 +44,7 @@ __all__ = [
     "conv",
     "create_model",
     "list_models",
+    "model_arguments",
     "normalize_weights",
     "receptive_field",
     "receptive_field_of",

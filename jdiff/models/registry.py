@@ -16,7 +16,7 @@ import flax.linen as nn
 
 from jdiff.core.names import choose, did_you_mean
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {}
+MODELS: dict[str, Callable[..., nn.Module]] = {}
 _TAGS: dict[str, "Tag"] = {}
 
 
@@ -85,9 +85,9 @@ def register_model(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         ValueError: if a function of another file has the name.
     """
     name = make.__name__
-    if name in _MODELS and _MODELS[name].__module__ != make.__module__:
-        raise ValueError(f"a model named {name!r} is registered already, by {_MODELS[name].__module__}")
-    _MODELS[name] = make
+    if name in MODELS and MODELS[name].__module__ != make.__module__:
+        raise ValueError(f"a model named {name!r} is registered already, by {MODELS[name].__module__}")
+    MODELS[name] = make
     return make
 
 
@@ -103,7 +103,7 @@ def register_tag(tag: Tag) -> Tag:
     Raises:
         ValueError: for an unknown model, or a name that is taken by other settings.
     """
-    choose("model", tag.model, _in_order(_MODELS))
+    choose("model", tag.model, _in_order(MODELS))
     if _TAGS.get(tag.name, tag) != tag:
         raise ValueError(f"a tag named {tag.name!r} is registered already, with other settings")
     _TAGS[tag.name] = tag
@@ -126,7 +126,7 @@ def create_model(name: str, **overrides) -> nn.Module:
     if "." in name:
         tag = tag_of(name)
         name, overrides = tag.model, dict(tag.overrides) | overrides
-    make = choose("model", name, _in_order(_MODELS))
+    make = choose("model", name, _in_order(MODELS))
     try:
         return make(**overrides)
     except TypeError as error:
@@ -146,6 +146,20 @@ def _fields(make: Callable[..., nn.Module], module: nn.Module) -> list[str]:
     return [f for f in dict.fromkeys([*named, *passed]) if f not in ("parent", "name")]
 
 
+def model_arguments(name: str) -> dict[str, Any]:
+    """What may be overridden in a registered model or tag, {field: value when it is left out}.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    >>> model_arguments("mlp")["features"]
+    128
+    """
+    module = create_model(name)
+    make = choose("model", name.partition(".")[0], _in_order(MODELS))
+    return {field: getattr(module, field, None) for field in _fields(make, module)}
+
+
 def list_models(pattern: str | None = None, tags: bool = False) -> list[str]:
     """The registered names, sorted.
 
@@ -157,7 +171,7 @@ def list_models(pattern: str | None = None, tags: bool = False) -> list[str]:
     >>> jdiff.list_models("unet*")
     ['unet', 'unet_digits']
     """
-    names = [*_MODELS, *(_TAGS if tags else ())]
+    names = [*MODELS, *(_TAGS if tags else ())]
     return sorted(name for name in names if pattern is None or fnmatch.fnmatch(name, pattern))
 
 
@@ -168,7 +182,7 @@ def tag_of(name: str) -> Tag:
         ValueError: for an unknown name, with the nearest.
     """
     model = name.partition(".")[0]
-    choose("model", model, _in_order(_MODELS))
+    choose("model", model, _in_order(MODELS))
     siblings = {known: tag for known, tag in _TAGS.items() if tag.model == model}
     if not siblings:
         raise ValueError(f"model {model!r} has no tags; tags are {', '.join(sorted(_TAGS)) or 'none'}")

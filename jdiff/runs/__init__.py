@@ -14,5 +14,6 @@ from jdiff.runs.run import (
     open_run,
     param_shapes,
     prepare_directory,
+    read_config,
     restore_ema,
 )

@@ -106,8 +106,8 @@ def build(directory, config: Config) -> Run:
     return Run(Path(directory), config, dataset, model, configs.build_regression(config), configs.build_loss(config))
 
 
-def open_run(directory) -> Run:
-    """Build the run of an existing directory from its config.json.
+def read_config(directory) -> Config:
+    """The config of an existing run directory.
 
     Raises:
         ConfigError: there is no run, or its config has no meaning to this version.
@@ -115,7 +115,16 @@ def open_run(directory) -> Run:
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise ConfigError(f"{directory} is no run directory: it has no config.json; make one with jdiff train")
-    return build(directory, configs.from_json(path))
+    return configs.from_json(path)
+
+
+def open_run(directory) -> Run:
+    """Build the run of an existing directory from its config.json.
+
+    Raises:
+        ConfigError: there is no run, or its config has no meaning to this version.
+    """
+    return build(directory, read_config(directory))
 
 
 def prepare_directory(run: Run) -> None:

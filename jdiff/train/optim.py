@@ -21,22 +21,30 @@ from jdiff.core.trees import path_names
 # ---------------------------------------------------------------- learning rates
 
 
+def _constant(lr, steps):
+    """The learning rate stays as it is."""
+    return optax.constant_schedule(lr)
+
+
 def _cosine(lr, steps, end=0.0):
+    """It falls along half a cosine to the share `end` of itself at the last step."""
     return optax.cosine_decay_schedule(lr, steps, _share("end", end))
 
 
 def _linear(lr, steps, end=0.0):
+    """It falls evenly to the share `end` of itself at the last step."""
     return optax.linear_schedule(lr, lr * _share("end", end), steps)
 
 
 def _inverse_sqrt(lr, steps, reference):
+    """It falls as 1 / sqrt(step / reference) from step `reference` on."""
     if not (_is_number(reference) and 0 < reference < math.inf):
         raise ValueError(f"reference is the step at which the decay begins, positive; got {reference}")
     return lambda step: lr / jnp.sqrt(jnp.maximum(jnp.asarray(step, jnp.float32) / reference, 1.0))
 
 
 LR_SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
-    "constant": lambda lr, steps: optax.constant_schedule(lr),
+    "constant": _constant,
     "cosine": _cosine,
     "linear": _linear,
     "inverse_sqrt": _inverse_sqrt,
@@ -125,6 +133,7 @@ MASKS = {"kernels": kernels, "all": None}
 
 
 def _sgd(learning_rate, momentum=None, nesterov=False, accumulator_dtype=None, weight_decay=0.0, mask=None):
+    """Stochastic gradient descent with momentum; weight_decay is added to the gradient."""
     tx = optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype)
     return optax.chain(optax.add_decayed_weights(weight_decay, mask), tx) if weight_decay else tx
 
@@ -160,7 +169,7 @@ _SIZES = (
     "eps", "eps_root", "weight_decay", "weight_decay_rate", "adam_weight_decay", "initial_accumulator_value",
     "initial_scale", "adam_eps_root", "adam_learning_rate", "clipping_threshold", "consistent_rms", "decay_offset",
 )  # fmt: skip
-_GIVEN = ("learning_rate", "mask", "weight_decay_mask", "muon_weight_dimension_numbers")
+GIVEN = ("learning_rate", "mask", "weight_decay_mask", "muon_weight_dimension_numbers")
 
 
 def optimizer(
@@ -195,7 +204,7 @@ def optimizer(
     Raises:
         ValueError: an unknown name, argument or mask, or a number out of its range.
     """
-    make = _named("optimizer", OPTIMIZERS, name, args, given=_GIVEN)
+    make = _named("optimizer", OPTIMIZERS, name, args, given=GIVEN)
     if clip is not None and clip <= 0:
         raise ValueError(f"clip is the largest gradient norm, positive; got {clip}")
     if isinstance(weight_decay_mask, str):

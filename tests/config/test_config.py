@@ -1,6 +1,7 @@
 """Configs: reloadable, checked, overridable."""
 
 import dataclasses
+import inspect
 import os
 
 import pytest
@@ -124,12 +125,81 @@ def test_every_name_builds():
         configs.check(make(sample=configs.Sample(solver=Named(name))))
 
 
-def test_setting():
-    assert [configs.setting(text) for text in ("order=3", "s_noise=1.003", "start=single_step")] == [
-        ("order", 3), ("s_noise", 1.003), ("start", "single_step"),
-    ]  # fmt: skip
-    with pytest.raises(ConfigError, match="'order' is no setting; expected name=value"):
-        configs.setting("order")
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Options of a command whose settings are those of sampling."""
+
+    run_dir: str
+    """A run."""
+
+
+def sampling(*words):
+    """How the command line `RUN *words` samples, where the run has a solver and a grid with arguments."""
+    old = configs.Sample(solver=Named("ddim", {"eta": 0.5}), grid=Named("karras", {"rho": 5.0}), steps=9)
+    short = {"solver": "solver.name", "eta": "solver.args.eta", "solver_args": "solver.args", "steps": "steps"}
+    _, sample = configs.parse_with_settings(Sampler, ["run", *words], lambda path: old, first="a run", short=short)
+    return sample
+
+
+@pytest.mark.parametrize(
+    "short,long",
+    [
+        ((), ()),
+        (("--steps", "3", "--eta=0"), ("--steps=3", "--solver.args.eta", "0")),
+        (("--solver", "heun"), ("--solver.name", "heun")),
+        (
+            ("--solver-args", "order=3", "start=single_step", "--solver", "unipc", "--steps=4"),
+            ("--solver.name=unipc", "--solver.args.order", "3", "--solver.args.start", "single_step", "--steps", "4"),
+        ),
+        (("--solver_args=order=2", "--solver=unipc"), ("--solver.name", "unipc", "--solver.args.order=2")),
+    ],
+)
+def test_short_options_are_those_that_they_stand_for(short, long):
+    assert sampling(*short) == sampling(*long)
+    assert (sampling(*short).grid, bool(short)) == (Named("karras", {"rho": 5.0}), sampling(*short) != sampling())
+
+
+def test_short_options_that_say_nothing():
+    for words, text in (
+        (["--solver-args", "order"], "--solver-args: 'order' is no setting; expected name=value, as order=3"),
+        (["--solver-args", "=3"], "'=3' is no setting"),
+        (["--stpes", "3"], r"unknown setting --stpes \(did you mean '--steps'\?\)"),
+        (["--sovler", "heun"], r"unknown setting --sovler \(did you mean '--solver'\?\)"),
+        (["--eta"], "--solver.args.eta needs a value"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            sampling(*words)
+
+
+def test_help_lists_every_argument_that_a_name_takes(tmp_path, capsys):
+    """Whether or not the config mentions it; and what is listed can be set."""
+    for words, listed in (
+        ([], ["--model.args.dtype", "--model.args.multipliers", "--sample.grid.args.lowest", "--data.args.seed"]),
+        (["--sample.solver.name", "unipc"], ["--sample.solver.args.order", "--sample.solver.args.variant"]),
+        (["--train.optimizer.name", "lion"], ["--train.optimizer.args.b2", "--train.ema.args.ramp"]),
+    ):
+        with pytest.raises(SystemExit):
+            configs.parse_with_config(Options, ["digits", *words, "--help"])
+        shown = capsys.readouterr().out
+        assert all(option in shown for option in listed), shown
+    words = ["--model.args.dtype", "bfloat16", "--sample.grid.args.lowest", "-8", "--data.args.seed", "3"]
+    _, config = configs.parse_with_config(Options, ["digits", *words])
+    assert configs.build_model(config, 10).dtype == "bfloat16"
+    assert (config.sample.grid, config.data.args["seed"]) == (Named("log_snr", {"lowest": -8}), 3)
+
+
+def test_every_name_lists_its_arguments():
+    """What `jdiff info` and --help show for a name is what the name takes, and a default that it shows can be given."""
+    for choice in configs.CHOICES.values():
+        for name in choice.table:
+            found = configs.arguments(choice, name)
+            assert not set(found) & set(choice.given)
+            if choice.kind not in ("model", "data set", "optimizer"):
+                given = {argument: 3 for argument, default in found.items() if default is inspect.Parameter.empty}
+                assert not given.keys() - {"T", "decay", "images", "sigma_rel", "reference", "sigmas"}
+    assert configs.arguments(configs.CHOICES["solvers"], "ddim") == {"eta": 0.0}
+    assert configs.arguments(configs.CHOICES["grids"], "karras") == {"rho": 7.0}
+    assert configs.arguments(configs.CHOICES["models"], "unet_digits")["num_classes"] == 10
 
 
 @pytest.mark.parametrize(
@@ -171,6 +241,22 @@ def test_threads_leave_the_environment_alone_unless_asked(monkeypatch):
         assert os.environ["NPROC"] == "2"
 
 
+def test_configs_by_name(tmp_path, monkeypatch):
+    """A name is a config of the package; a path is a file; a file of the name in the way changes nothing."""
+    digits = configs.load_config("digits")
+    assert digits == configs.load_config(configs.config_files()["digits"]) and digits.name == "digits"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert configs.load_config("digits") == digits
+    for name, text in (
+        ("digts", r"no config 'digts' \(did you mean 'digits'\?\); one of .*scurve, or the path of a Python file"),
+        ("./digits", "is a directory"),
+        ("digits.py", "no config file digits.py"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            configs.load_config(name)
+
+
 def test_load_config(tmp_path):
     for text, message in (("x = 1", "exports no config"), ("1/0", "ZeroDivisionError"), ("config = 3", "no config")):
         path = tmp_path / "c.py"
@@ -207,7 +293,7 @@ def test_options_and_settings_on_one_command_line(tmp_path, capsys):
     )  # fmt: skip
     assert configs.parse_with_config(Options, [str(path)]) == (Options(str(path)), configs.load_config(path))
     for words, said in (
-        ([], "the first word must be a config file: python SCRIPT CONFIG"),
+        ([], "the first word must be a config file, or the name of a config of jdiff: SCRIPT CONFIG"),
         (["--seed", "3"], "the first word must be a config file"),
         ([str(path), "--fats"], r"unknown setting --fats \(did you mean '--fast'\?\)"),
         ([str(path), "--train.stpes", "3"], r"unknown setting --train.stpes \(did you mean '--train.steps'\?\)"),

@@ -48,7 +48,7 @@ X = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
 @pytest.fixture
 def tags(monkeypatch):
     """The registry, with what a test adds gone after it."""
-    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
     monkeypatch.setattr(registry, "_TAGS", dict(registry._TAGS))
 
 

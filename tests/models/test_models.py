@@ -177,7 +177,7 @@ def test_labels_may_be_numpys_integers():
 
 
 def test_registry(monkeypatch):
-    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
     with pytest.raises(
         ValueError, match=r"unknown model 'unet_digit' \(did you mean 'unet_digits'\?\); one of .*mlp, "
     ):
