@@ -25,6 +25,11 @@ def main() -> None:
         lines = [f"  {name:<10}{about}" for name, about in COMMANDS.items()]
         print("\n".join([f"usage: {USAGE}", *lines, "jdiff COMMAND --help lists the options of one."]))
         sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"jdiff {version('jdiff')}")
+        sys.exit(0)
     run(words[0], words[1:])
 
 

@@ -199,6 +199,8 @@ def _in_long(argv: list[str], short: dict[str, str]) -> list[str]:
         while not equals and i < len(argv) and not argv[i].startswith("-"):
             words.append(argv[i])
             i += 1
+        if not words:
+            raise ConfigError(f"{option} needs settings, name=value, as order=3")
         for word in words:
             name, equals_too, value = word.partition("=")
             if not equals_too or not name.isidentifier():
@@ -216,12 +218,21 @@ def _by_tyro(cls: type[A], argv: list[str], default: A | None, about: dict, more
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(cls, args=argv, config=markers, **options)
+            return tyro.cli(_with_metavars(cls) if default is None else cls, args=argv, config=markers, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
         known = (_options_of(cls) if default is None else list(flat(default))) + (more or [])
         raise ConfigError(_one_line(captured.getvalue(), argv, known)) from None
+
+
+def _with_metavars(cls: type[A]) -> Callable[..., A]:
+    """A dataclass to tyro, whose help calls the positional words by the names of their fields: RUN_DIR, not STR."""
+    import tyro
+
+    words = [f for f in dataclasses.fields(cls) if f.type is str and f.default is dataclasses.MISSING]  # type: ignore[arg-type]
+    named = [(f.name, Annotated[str, tyro.conf.arg(metavar=f.name.upper())]) for f in words]
+    return dataclasses.make_dataclass(cls.__name__, named, bases=(cls,), frozen=True) if named else cls
 
 
 def _options_of(cls: type) -> list[str]:

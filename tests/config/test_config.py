@@ -166,6 +166,7 @@ def test_short_options_that_say_nothing():
         (["--stpes", "3"], r"unknown setting --stpes \(did you mean '--steps'\?\)"),
         (["--sovler", "heun"], r"unknown setting --sovler \(did you mean '--solver'\?\)"),
         (["--eta"], "--solver.args.eta needs a value"),
+        (["--solver-args", "--steps", "3"], "--solver-args needs settings, name=value"),
     ):
         with pytest.raises(ConfigError, match=text):
             sampling(*words)
