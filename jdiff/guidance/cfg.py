@@ -9,7 +9,7 @@ import numpy as np
 
 from jdiff.core.arrays import Array, as_time, expand
 from jdiff.core.checks import check_per_sample
-from jdiff.core.pytrees import concrete, noun, number, per_sample
+from jdiff.core.pytrees import known, noun, number, per_sample
 from jdiff.process.clock import Schedule
 from jdiff.process.prediction import Denoise, Prediction, as_denoises
 
@@ -24,9 +24,9 @@ class Guided(Denoise):
 
     def check(self):
         object.__setattr__(self, "w", number(self.w))
-        if not callable(self.w) and concrete(self.w):
+        if not callable(self.w) and known(self.w):
             value = np.asarray(self.w)
-            if not np.issubdtype(value.dtype, np.number) or not np.isfinite(value).all():
+            if not jnp.issubdtype(value.dtype, np.number) or not np.isfinite(value).all():
                 raise ValueError(f"w must be finite: a number, one a sample (B,), or a function of t; got {self.w!r}")
 
     @property

@@ -38,6 +38,7 @@ def test_weights_per_sample_and_of_time():
     w = jnp.array([0.0, 1.0, 3.0])
     rows = [cfg(c, u, float(v))(X[i : i + 1], T)[0] for i, v in enumerate(w)]
     np.testing.assert_allclose(cfg(c, u, w)(X, T), jnp.stack(rows), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(cfg(c, u, w.astype(jnp.bfloat16))(X, T), cfg(c, u, w)(X, T))  # bfloat16 has these w
     rising = jax.tree_util.Partial(lambda a, t: 1 + a * t, 5.0)
     np.testing.assert_allclose(cfg(c, u, rising)(X, T), cfg(c, u, 3.0)(X, T), rtol=1e-5)
     with pytest.raises(ValueError, match="shape"):

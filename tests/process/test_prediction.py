@@ -60,13 +60,30 @@ def test_numbers_are_compared_where_they_are_known():
     expected = denoise(VP, VP)
     for same in (jdiff.VP(np.float32(0.1), jnp.float32(20.0)), jdiff.VP(0.1 * (1 + 1e-7), 20.0)):
         np.testing.assert_allclose(denoise(VP, same), expected, rtol=1e-6)
-    jax.jit(denoise)(VP, jdiff.VP(0.1, 10.0))  # traced: not looked at
-    jax.vmap(lambda beta: denoise(jdiff.VP(0.1, beta), jdiff.VP(0.1, beta)))(jnp.array([10.0, 20.0]))
+    # traced numbers are not compared: the denoiser's own schedule is used
+    np.testing.assert_allclose(jax.jit(denoise)(VP, jdiff.VP(0.1, 10.0)), expected, rtol=1e-6)
+    several = jax.vmap(lambda beta: denoise(jdiff.VP(0.1, beta), jdiff.VP(0.1, beta)))(jnp.array([10.0, 20.0]))
+    one_by_one = [denoise(schedule, schedule) for schedule in (jdiff.VP(0.1, 10.0), VP)]
+    np.testing.assert_allclose(several, one_by_one, rtol=1e-6)
+
+
+@pytest.mark.parametrize("table", [jdiff.betas.linear(100), np.array([0.1, 0.2, 0.3056])])  # log_nsr = 1e-4 at the last
+def test_a_table_is_itself_in_float32_and_float64(table):
+    rounded = jdiff.discrete(table.astype(np.float32))
+    with jax.enable_x64(True):
+        exact, scaled = jdiff.discrete(table), jdiff.discrete(table * (1 + 1e-4))
+        for one, other in ((rounded, exact), (exact, rounded)):
+            assert one.log_nsr.dtype != other.log_nsr.dtype
+            denoise = Diagonal(one)
+            assert jdiff.as_denoise(denoise, other) == denoise
+            with pytest.raises(ValueError, match=r"differ in Discrete\.log_nsr"):
+                jdiff.as_denoise(denoise, scaled)
 
 
 def test_a_function_meets_one_schedule():
     lifted = jdiff.as_denoise(plain, VP)
-    assert jdiff.as_denoise(lifted, VP) is not None
+    np.testing.assert_array_equal(jdiff.as_denoise(lifted, VP)(X, 0.5), plain(X, 0.5))
+    assert jdiff.as_denoise(lifted, VP) == lifted
     with pytest.raises(ValueError, match="must have one schedule"):
         jdiff.as_denoise(lifted, FLOW)
 
