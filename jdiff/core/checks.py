@@ -20,7 +20,7 @@ def check_range(owner, low, high=LARGEST, /, **numbers) -> None:
         a = np.asarray(value)
         is_number = jnp.issubdtype(a.dtype, np.number) and not isinstance(value, (tuple, list))
         if not is_number or not ((a >= low) & (a <= high)).all():
-            raise ValueError(f"{type(owner).__name__}: {name} must be {low} or more, at most {high:g}, got {value}")
+            raise ValueError(f"{type(owner).__name__}: {name} must be {low:g} or more, at most {high:g}, got {value}")
 
 
 def check_positive(owner, /, **numbers) -> None:
@@ -86,8 +86,8 @@ def check_per_sample(name: str, a, x) -> None:
 def check_time(t, x) -> None:
     """Raise ValueError unless `t` has shape () or (B,), and is no index of a table.
 
-    A time is an index, or nothing at all, if it is negative, 2 or more, or an integer other than 0 and 1. Of traced
-    values the dtype alone is looked at, and that of a Python number says nothing.
+    What is negative, 2 or more, or an integer other than 0 and 1 is no time. The values of traced arrays are not
+    known: those of an integer dtype are refused. A traced Python integer may be 0 or 1, and is let through.
     """
     if t is None or isinstance(t, str):
         raise TypeError(f"t is {t!r}; {TIMES}")

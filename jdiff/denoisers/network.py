@@ -87,15 +87,20 @@ def denoiser(
     Raises:
         TypeError: for what is no function, schedule, target or conditioning.
     """
-    check_is("the network", apply, Callable, "a function apply(params, x, label, cond); params come after it")
-    if isinstance(apply, Module):
-        raise TypeError(f"the network is a {type(apply).__name__}, a module; give its function, module.apply")
+    check_network(apply)
     check_schedule(schedule)
     check_is("target", target, Target, "a target, as targets.Eps()")
     check_is("conditioning", conditioning, Callable, "a conditioning, as conditioning.LogSNR()")
     return Denoiser(
         params, schedule, target, conditioning, cond, apply, bool(learned_variance), bool(self_conditioning)
     )
+
+
+def check_network(apply) -> None:
+    """Raise TypeError unless `apply` can be called as a network; a module is not its function."""
+    if isinstance(apply, Module) and not isinstance(apply, type):
+        raise TypeError(f"the network is the module {type(apply).__name__}; give its function, module.apply")
+    check_is("the network", apply, Callable, "a function apply(params, x, label, cond); params come after it")
 
 
 def remember(denoise: Denoise, previous: Array) -> Denoise:
@@ -127,6 +132,7 @@ def remember(denoise: Denoise, previous: Array) -> Denoise:
 
 def run_network(apply, params, schedule, conditioning, x, t, cond, previous=None) -> Any:
     """The network's raw output for x_t, in the dtype of x; `previous`, if given, is beside x_t on the last axis."""
+    check_network(apply)
     check_floating("x", x)
     shown, label = conditioning(schedule, x, t)
     if previous is not None:

@@ -15,7 +15,7 @@ from jax.scipy.special import logsumexp
 from jdiff.core.arrays import Array, as_time
 from jdiff.core.checks import check_floating, check_time
 from jdiff.core.keys import each
-from jdiff.core.pytrees import concrete, noun
+from jdiff.core.pytrees import concrete, known, noun
 from jdiff.process.clock import Schedule, check_schedule
 from jdiff.process.forward import eps_from
 from jdiff.process.prediction import Denoise, Prediction
@@ -23,12 +23,20 @@ from jdiff.process.prediction import Denoise, Prediction
 
 def _check_covariances(name: str, covariances, rounding=1e-5) -> None:
     """Raise ValueError for covariances that are not symmetric or have a negative eigenvalue, where they are known."""
-    if not concrete(covariances):
+    if not known(covariances):
         return
     C = np.asarray(covariances, np.float64)
     most = rounding * np.abs(C).max(initial=0)
-    if not (np.abs(C - C.swapaxes(-1, -2)) <= most).all() or not (np.linalg.eigvalsh(C) >= -most).all():
-        raise ValueError(f"{name}: a covariance must be symmetric, without negative eigenvalues; got {C.tolist()}")
+    asymmetry = np.abs(C - C.swapaxes(-1, -2)).max(initial=0)
+    if not np.isfinite(C).all():
+        got = "entries that are not finite"
+    elif asymmetry > most:
+        got = f"entries that differ from those across the diagonal by up to {asymmetry:.3g}"
+    elif (least := np.linalg.eigvalsh(C).min(initial=0)) < -most:
+        got = f"the eigenvalue {least:.3g}"
+    else:
+        return
+    raise ValueError(f"{name}: a covariance must be symmetric, without negative eigenvalues; got {got}")
 
 
 @noun

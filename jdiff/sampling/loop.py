@@ -15,7 +15,7 @@ from jdiff.process.clock import Schedule
 from jdiff.process.prediction import Denoise, as_denoise
 from jdiff.process.times import check_times
 from jdiff.sampling.scans import checkpointed_scan, dynamic_scan
-from jdiff.solvers.base import A_SOLVER, Now, RecallingSolver, Solver
+from jdiff.solvers.base import Now, RecallingSolver, Solver, check_solver
 
 
 def sample(
@@ -59,7 +59,7 @@ def sample(
         ValueError: for times that do not descend or end at sigma = 0, a stochastic solver without a key, a step count
             outside the grid, shapes that disagree, and a denoiser that was made for another schedule.
     """
-    check_is("solver", solver, Solver, A_SOLVER)
+    check_solver("solver", solver)
     times = check_times(schedule, times)
     denoise = as_denoise(denoise, schedule)
     check_start(solver, x, times, key, n)
@@ -116,7 +116,7 @@ def invert(solver: Solver, denoise: Denoise, schedule: Schedule, x: Array, times
     Reference:
         Song et al. 2021, arXiv:2010.02502, section 5.4; Mokady et al. 2022, arXiv:2211.09794.
     """
-    check_is("solver", solver, Solver, A_SOLVER)
+    check_solver("solver", solver)
     times = check_times(schedule, times)
     if solver.stochastic:
         raise ValueError(f"{type(solver).__name__} draws noise and has no inverse; use DDIM(0), Heun, DPMpp2M, ...")

@@ -14,7 +14,7 @@ from jdiff.process.forward import fresh_noise
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 from jdiff.process.times import check_times
 from jdiff.sampling.loop import check_start
-from jdiff.solvers.base import Now, Solver
+from jdiff.solvers.base import Now, Solver, check_solver
 
 
 class ParallelInfo(NamedTuple):
@@ -69,6 +69,7 @@ def sample_parallel(
         Shih et al. 2023, arXiv:2305.16317, algorithm 1, where a_j is 1; for ancestral sampling ours takes 2/3 of the
         sweeps.
     """
+    check_solver("solver", solver)
     times = check_times(schedule, times)
     denoise = as_denoise(denoise, schedule)
     length = len(times) - 1

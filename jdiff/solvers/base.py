@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from jdiff.core.arrays import Array, expand
+from jdiff.core.checks import check_is
 from jdiff.core.keys import normal
 from jdiff.core.pytrees import concrete
 from jdiff.process.clock import Schedule
@@ -19,7 +20,6 @@ from jdiff.process.prediction import Denoise, Prediction
 
 # Of alpha / sigma. Below it 1 / alpha would amplify rounding, and a step in sigma / alpha would have no end.
 SMALLEST_ALPHA = 1e-4
-A_SOLVER = "a solver, as solvers.DDIM()"
 
 
 class Now(NamedTuple):
@@ -157,12 +157,17 @@ def steps_since_break(breaks: Array | None, count: int) -> Array:
 # ---------------------------------------------------------------- what the families share: settings
 
 
-def check_order(name: str, order, most: int | None = None) -> None:
-    """Raise ValueError unless `order` is a whole number from 1 to `most`."""
+def check_solver(name: str, solver) -> None:
+    """Raise TypeError unless `solver`, which is called `name` where it was given, is one."""
+    check_is(name, solver, Solver, "a solver, as solvers.DDIM()")
+
+
+def check_order(name: str, order, most: int | None = None, what: str = "order") -> None:
+    """Raise ValueError unless `order`, or what else it is, is a whole number from 1 to `most`."""
     whole = isinstance(order, (int, np.integer)) and not isinstance(order, bool)
     if not whole or order < 1 or (most is not None and order > most):
         allowed = f"1 to {most}" if most else "1 or more"
-        raise ValueError(f"{name}: order must be a whole number, {allowed}; got {order!r}")
+        raise ValueError(f"{name}: {what} must be a whole number, {allowed}; got {order!r}")
 
 
 def check_base(solver, base) -> None:

@@ -1,14 +1,18 @@
 """Langevin dynamics at one noise level: as a corrector after each step, and alone, annealed."""
 
+from typing import Protocol, runtime_checkable
+
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core.arrays import Number, expand
+from jdiff.core.arrays import Array, Number, expand
 from jdiff.core.checks import check_is, check_range
 from jdiff.core.keys import fold, normal, part
 from jdiff.core.names import choose
 from jdiff.core.pytrees import noun, static
-from jdiff.solvers.base import A_SOLVER, Solver, check_order, nearly_noise
+from jdiff.process.clock import Schedule
+from jdiff.process.prediction import Denoise
+from jdiff.solvers.base import Solver, check_order, check_solver, nearly_noise
 
 
 def _norm(x):
@@ -26,6 +30,26 @@ NORMS = {
 def _repeat(steps: range, body, x):
     """x <- body(j, x) for each j: a scan, because reverse mode does not go through `lax.fori_loop`."""
     return lax.scan(lambda x, j: (body(j, x), None), x, jnp.asarray(steps))[0] if steps else x
+
+
+@runtime_checkable
+class Corrector(Protocol):
+    """What `PredictorCorrector` asks of a corrector."""
+
+    def correct(self, denoise: Denoise, schedule: Schedule, x: Array, t, key) -> Array:
+        """Move x at one noise level.
+
+        Args:
+            denoise: the denoiser.
+            schedule: the schedule of the process.
+            x: x_t, (B, ...).
+            t: its time, ().
+            key: as in `Solver.step`.
+
+        Returns:
+            x_t, (B, ...).
+        """
+        ...
 
 
 @noun
@@ -55,22 +79,11 @@ class Langevin:
 
     def check(self):
         check_range(self, 0, snr=self.snr)
-        check_order("Langevin, number of steps as", self.steps)
+        check_order("Langevin", self.steps, what="steps")
         choose("norms of Langevin", self.norms, NORMS)
 
     def correct(self, denoise, schedule, x, t, key):
-        """`steps` steps of Langevin dynamics on p_t.
-
-        Args:
-            denoise: the denoiser.
-            schedule: the noise schedule.
-            x: x_t, (B, ...).
-            t: its time, ().
-            key: as in `Solver.step`.
-
-        Returns:
-            x_t, (B, ...).
-        """
+        """`steps` steps of Langevin dynamics on p_t: see `Corrector`."""
         sigma = schedule.sigma(t)
 
         def langevin_step(j, x):
@@ -93,18 +106,22 @@ class PredictorCorrector:
         predictor: any solver.
         corrector: what moves x at one noise level, as `Langevin`.
 
+    Raises:
+        TypeError: for what is no solver, and no corrector.
+
     Reference:
         Song et al. 2021, arXiv:2011.13456, algorithm 1.
     """
 
-    predictor: object
-    corrector: object = Langevin()
-
-    def check(self):
-        check_is("the predictor of PredictorCorrector", self.predictor, Solver, A_SOLVER)
-
+    predictor: Solver
+    corrector: Corrector = Langevin()
     order = 1
     stochastic = True
+
+    def check(self):
+        check_solver("the predictor of PredictorCorrector", self.predictor)
+        expected = "a corrector, as solvers.Langevin()"
+        check_is("the corrector of PredictorCorrector", self.corrector, Corrector, expected)
 
     def plan(self, schedule, times, n, breaks=None):
         return self.predictor.plan(schedule, times, n, jnp.ones(len(times) - 1, bool))
@@ -146,7 +163,7 @@ class AnnealedLangevin:
 
     def check(self):
         check_range(self, 0, step_size=self.step_size)
-        check_order("AnnealedLangevin, number of steps as", self.steps)
+        check_order("AnnealedLangevin", self.steps, what="steps")
 
     def plan(self, schedule, times, n, breaks=None):
         """What x is multiplied with between levels, (N - 1,)."""

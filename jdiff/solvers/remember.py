@@ -2,11 +2,10 @@
 
 import jax.numpy as jnp
 
-from jdiff.core.checks import check_is
 from jdiff.core.pytrees import noun
 from jdiff.denoisers.network import remember
 from jdiff.process.prediction import Denoise
-from jdiff.solvers.base import A_SOLVER, Solver
+from jdiff.solvers.base import Solver, check_solver
 
 
 @noun
@@ -30,7 +29,7 @@ class Remember:
     base: Solver
 
     def check(self):
-        check_is("the base of Remember", self.base, Solver, A_SOLVER)
+        check_solver("the base of Remember", self.base)
 
     @property
     def order(self):

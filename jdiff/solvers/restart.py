@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jdiff.core.arrays import Array, Number, expand, safe_sqrt
-from jdiff.core.checks import check_is, check_range
+from jdiff.core.checks import check_ends, check_range
 from jdiff.core.keys import fold, normal, part
 from jdiff.core.pytrees import noun, static
-from jdiff.solvers.base import A_SOLVER, Now, Solver, check_order
+from jdiff.solvers.base import Now, Solver, check_order, check_solver
 from jdiff.solvers.runge_kutta import Heun
 
 
@@ -42,7 +42,7 @@ class Restart:
         Xu et al. 2023, arXiv:2306.14878, algorithm 1.
     """
 
-    base: object = Heun()
+    base: Solver = Heun()
     low: Number = 0.06
     high: Number = 0.3
     rounds: int = static(default=2)
@@ -54,11 +54,11 @@ class Restart:
         return self.base.order
 
     def check(self):
-        check_is("the base of Restart", self.base, Solver, A_SOLVER)
+        check_solver("the base of Restart", self.base)
         check_range(self, 1e-12, low=self.low)
-        check_range(self, self.low, high=self.high)
-        check_order("Restart, number of rounds as", self.rounds)
-        check_order("Restart, number of steps as", self.steps)
+        check_ends(self, may_be_equal=True, low=self.low, high=self.high)
+        check_order("Restart", self.rounds, what="rounds")
+        check_order("Restart", self.steps, what="steps")
 
     def plan(self, schedule, times, n, breaks=None):
         # Not as a ratio: alpha may be 0 at the first time.

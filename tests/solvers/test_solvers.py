@@ -431,7 +431,7 @@ def test_learned_variance_needs_a_learned_variance():
         (lambda: solvers.Churn(solvers.DPMpp2M()), "Multistep cannot step between free times"),
         (lambda: solvers.Ancestral(solvers.DPMppSDE()), "draws noise of its own"),
         (lambda: solvers.Langevin(norms="mean"), "one of expected, sample, batch"),
-        (lambda: solvers.Restart(low=0.5, high=0.1), "high must be 0.5 or more"),
+        (lambda: solvers.Restart(low=0.5, high=0.1), "low must be below high or equal to it"),
     ],
 )
 def test_bad_settings(make, message):
