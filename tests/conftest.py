@@ -16,7 +16,7 @@ os.environ.setdefault(
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # nobody reads from which line an operation came
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # finding the line of each operation takes time
 
 import chex
 import jax
@@ -29,13 +29,14 @@ QUICK = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_c
 
 
 def pytest_configure(config):
-    """Compile the quick tests without most of XLA's optimisations, in a third of the time. Slow tests have them all."""
+    """Run the quick tests without most of XLA's optimisations, and the slow tests with all of them."""
     if config.option.markexpr == "not slow":
         jax.config.update("jax_disable_most_optimizations", True)
         # the processes that tests start compile likewise; this one reads its flags at the first use of a device
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(QUICK, "") + QUICK
-    # what is imported stays: the garbage collector need not look at it, nor at traces after every few calls
+    # Garbage collection takes time. What has been imported is never garbage, so the collector leaves it out; what
+    # tracing makes is collected less often.
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff.core.foreign import one_line
+from jdiff.core.trees import path_names
 
 Path = tuple[str, ...]
 
@@ -105,7 +106,7 @@ def to_variables(
     Raises:
         Mismatch: with lists of the tensors that are missing, unexpected, mis-shaped, and of another kind of numbers.
     """
-    leaves = {_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(expected)}
+    leaves = {tuple(path_names(p)): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(expected)}
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     if set(shapes) != {entry.path for entry in table}:
         odd = sorted("/".join(p) for p in set(shapes) ^ {entry.path for entry in table})
@@ -150,7 +151,7 @@ def to_tensors(table: Sequence[Entry], variables: Mapping) -> dict[str, np.ndarr
     Raises:
         ValueError: for variables that the table lacks, which would be lost, and for those that are missing.
     """
-    arrays = {_path(p): np.asarray(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    arrays = {tuple(path_names(p)): np.asarray(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(variables)}
     placed = {entry.path for entry in table}
     missing, unexpected = (["/".join(p) for p in sorted(odd)] for odd in (placed - set(arrays), set(arrays) - placed))
     if missing or unexpected:
@@ -187,10 +188,6 @@ def _layer(path, name, layout, bias):
 
 def _names(entry: Entry) -> tuple[str, ...]:
     return (entry.names,) if isinstance(entry.names, str) else entry.names
-
-
-def _path(keys) -> Path:
-    return tuple(str(k.key) for k in keys)
 
 
 def _floating(array) -> bool:

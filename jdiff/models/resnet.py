@@ -10,10 +10,14 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jdiff.core.names import choose
 from jdiff.models.conv import Conv
 from jdiff.models.embed import NoiseEmbedding, check_label
 from jdiff.models.norms import BatchNorm
 from jdiff.models.registry import Tag, register_model, register_tag
+
+# name -> (kernel, stride, whether a 3x3 maximum at stride 2 follows)
+STEMS = {"imagenet": (7, 2, True), "small": (3, 1, False)}
 
 
 class ResNet(nn.Module):
@@ -65,15 +69,13 @@ class ResNet(nn.Module):
             ValueError: for images of another rank, a missing label, and class labels.
         """
         self._check(x, label, cond)
+        kernel, stride, pooled = choose("stem", self.stem, STEMS)
         embedding = None
         if self.noise:
             embedding = nn.silu(NoiseEmbedding(4 * self.width, self.label_scale, name="noise")(label))
-        if self.stem == "imagenet":
-            x = _conv(self.width, 7, 2, self.dtype, "conv_in")(x)
-        else:
-            x = _conv(self.width, 3, 1, self.dtype, "conv_in")(x)
+        x = _conv(self.width, kernel, stride, self.dtype, "conv_in")(x)
         x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="norm_in")(x, train))
-        if self.stem == "imagenet":
+        if pooled:
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         for stage, depth in enumerate(self.depths):
@@ -93,8 +95,6 @@ class ResNet(nn.Module):
             raise ValueError(f"a ResNet takes images (B, H, W, C), got {x.shape}")
         if self.in_channels not in (None, x.shape[-1]):
             raise ValueError(f"this ResNet takes images of {self.in_channels} channels, got {x.shape}")
-        if self.stem not in ("imagenet", "small"):
-            raise ValueError(f"unknown stem {self.stem!r}; one of imagenet, small")
         if self.noise:
             check_label(label, len(x))
         if cond is not None:

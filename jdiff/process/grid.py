@@ -117,11 +117,6 @@ def karras(schedule: Schedule, n, rho=7.0, sigma_min=None, sigma_max=None, *, si
     return _between(schedule, ratio, n, sigma_min, sigma_max, size)
 
 
-def _check_rho(name: str, rho) -> None:
-    if concrete(rho) and not 0 < float(rho) < np.inf:
-        raise ValueError(f"{name}: rho must be positive, got {rho}")
-
-
 def polyexponential(
     schedule: Schedule, n, rho=1.0, sigma_min=None, sigma_max=None, *, size: int | None = None
 ) -> Array:
@@ -353,6 +348,11 @@ def _check_count(n, size) -> None:
         raise ValueError(f"grid: n is the number of times, a positive integer; got {n}")
     elif size is not None and n > size:
         raise ValueError(f"grid: n = {n} times do not fit in size = {size}")
+
+
+def _check_rho(name: str, rho) -> None:
+    if concrete(rho) and not 0 < float(rho) < np.inf:
+        raise ValueError(f"{name}: rho must be positive, got {rho}")
 
 
 def _fractions(n, size, dtype=None) -> Array:
