@@ -1,48 +1,43 @@
 """The lattice of equivalences: methods that are one another under some setting, in float64.
 
-The pairs are run operation by operation: every operation is compiled once, and no program of a whole sampler is.
+One program serves all schedules, and all solvers that differ in numbers alone.
 """
 
 import functools
-import itertools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SCHEDULES, Bent, Diagonal, jitted_sample
+from helpers import SCHEDULES, Bent, Diagonal, jitted_sample, one_of
 
 import jdiff
 from jdiff import solvers
-from jdiff.core.keys import each, fold, noise_of_step, normal, part, rows_of
+from jdiff.core.keys import each, fold, normal, part
 from jdiff.core.pytrees import noun
 
 KEY = jax.random.key(5)
 N = 7
 
 
-@functools.cache
-def start(name, n=N):
+@jax.jit
+def start(schedule):
     """(times, x): an uneven grid of a schedule, and states at its first time."""
-    schedule = SCHEDULES[name]
-    times = jdiff.grid.log_snr(schedule, n, t_max=0.9)
-    times = times.at[n // 2].set(0.5 * (times[n // 2] + times[n // 2 - 1]))
+    times = jdiff.grid.log_snr(schedule, N, t_max=0.9)
+    times = times.at[N // 2].set(0.5 * (times[N // 2] + times[N // 2 - 1]))
     return times, jdiff.prior(schedule, jax.random.key(1), (3, 2), 0.9, dtype=jnp.float64)
 
 
+def run(solver, schedule, x, times):
+    """(x_0, all states (N - 1, B, 2)). Noise that a setting takes away is nan if it is asked for."""
+    key = KEY if solver.stochastic else None
+    return jitted_sample()(solver, Bent(schedule), schedule, x, times, key, path=True)
+
+
 def trajectory(solver, name):
-    """All states (N - 1, B, 2). Noise that a setting takes away is nan if it is asked for."""
-    (times, x), schedule, path = start(name), SCHEDULES[name], []
-    keys = rows_of(KEY, len(x)) if solver.stochastic else None
-    # the body of a loop is a program of its own, which these solvers would compile at each step
-    with jax.disable_jit(isinstance(solver, (solvers.PredictorCorrector, solvers.Restart))):
-        plan, state = solver.plan(schedule, times, N), solver.init(x)
-        for i, (t, s) in enumerate(itertools.pairwise(times)):
-            now = solvers.Now(i, t, s, jax.tree.map(lambda a, i=i: a[i], plan))
-            x, state, _ = solver.step(Bent(schedule), schedule, x, now, state, noise_of_step(keys, i, t, s))
-            path.append(x)
-    return np.stack(path)
+    times, x = start(one_of(name))
+    return run(solver, one_of(name), x, times)[1]
 
 
 @functools.cache
@@ -55,6 +50,7 @@ class FirstPart:
     """`base` with the keys that a composed solver hands to the first of its parts."""
 
     base: object
+    order = 1
     stochastic = True
 
     def plan(self, *args):
@@ -134,7 +130,9 @@ def test_a_corrector_may_be_of_higher_order_than_its_predictor():
     """SASolver(1, corrector=2) corrects with the new prediction and two old ones, not with one."""
     with jax.enable_x64(True):
         both = [solvers.SASolver(1, corrector, 0.0).replace(low_order_below=0) for corrector in (1, 2)]
-        weights = [solver.plan(SCHEDULES["vp"], start("vp")[0], N).weights for solver in both]
+        vp = one_of("vp")
+        times, _ = start(vp)
+        weights = jax.jit(lambda: [solver.plan(vp, times, N).weights for solver in both])()
     chex.assert_shape(weights, [(N - 1, 1), (N - 1, 2)])
     assert (np.abs(weights[1][3:, 1]) > 0).all()
 
@@ -145,10 +143,10 @@ def test_vp_is_ve_rescaled(solver):
     with jax.enable_x64(True):
         log_snr, x, ends = jnp.linspace(-6.0, 6.0, N), normal(KEY, (3, 2), jnp.float64), []
         for name in ("vp", "ve"):
-            schedule = SCHEDULES[name]
+            schedule = one_of(name)
             times = jdiff.time_of(schedule, log_snr)
             alpha = schedule.alpha(times)
-            x0, xs = jdiff.sample(REFERENCES[solver], Bent(schedule), schedule, alpha[0] * x, times, path=True)
+            x0, xs = run(REFERENCES[solver], schedule, alpha[0] * x, times)
             ends.append((x0, xs / alpha[1:, None, None]))
         chex.assert_trees_all_close(*ends, rtol=1e-8, atol=1e-8)
 
