@@ -96,8 +96,8 @@ def test_dit(name, x64):
         y = torch.tensor(x.transpose(0, 3, 1, 2).copy(), requires_grad=True)
         theirs = net(y, torch.tensor(label), torch.tensor(cond)).sample.movedim(1, 3)
         (theirs * torch.tensor(projection)).sum().backward()
-        run = jax.jit(lambda x: module.apply(variables, x, jnp.asarray(label, dtype), jnp.asarray(cond)))
-        ours, back = jax.vjp(run, jnp.asarray(x))
+        run = jax.jit(lambda x, variables: module.apply(variables, x, jnp.asarray(label, dtype), jnp.asarray(cond)))
+        ours, back = jax.vjp(lambda x: run(x, variables), jnp.asarray(x))
         tol = 1e-10 if x64 else 1e-5
         np.testing.assert_allclose(np.asarray(ours), theirs.detach().numpy(), rtol=0, atol=tol)
         grad = y.grad.movedim(1, 3).numpy()

@@ -93,11 +93,11 @@ def test_outputs_and_gradients_agree(name, precision, tolerance):
     with jax.enable_x64(precision == "float64"):
         module, variables = ours(net, precision)
 
-        def f(x):
+        def f(x, variables):  # an argument: XLA would compute with constants while it compiles
             y = module.apply(variables, x, label, cond)
             return (y**2).sum(), y
 
-        (_, ours_y), ours_g = jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(f, has_aux=True))(x))
+        (_, ours_y), ours_g = jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(f, has_aux=True))(x, variables))
     assert ours_y.dtype == precision and np.abs(y).max() > 0.1
     np.testing.assert_allclose(ours_y, y, rtol=0, atol=tolerance * np.abs(y).max())
     np.testing.assert_allclose(ours_g, g, rtol=0, atol=tolerance * np.abs(g).max())
