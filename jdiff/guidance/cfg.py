@@ -1,70 +1,47 @@
 """Classifier-free guidance."""
 
 from collections.abc import Callable
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from jdiff.core.arrays import Array, as_time, expand
-from jdiff.core.checks import check_per_sample
-from jdiff.core.pytrees import known, noun, number, per_sample
-from jdiff.process.clock import Schedule
-from jdiff.process.prediction import Denoise, Prediction, as_denoises
+from jdiff.core.arrays import Array
+from jdiff.core.pytrees import noun
+from jdiff.guidance.branches import Branches, TwoBranches, branches
+from jdiff.process.prediction import Denoise, Prediction
 
 
 @noun
-class Guided(Denoise):
+class Guided(TwoBranches):
     """The extrapolation from an unconditional denoiser through a conditional one."""
 
-    conditional: Denoise
-    unconditional: Denoise
-    w: Any = per_sample()
+    branches: Branches
 
-    def check(self):
-        object.__setattr__(self, "w", number(self.w))
-        if not callable(self.w) and known(self.w):
-            value = np.asarray(self.w)
-            if not jnp.issubdtype(value.dtype, np.number) or not np.isfinite(value).all():
-                raise ValueError(f"w must be finite: a number, one a sample (B,), or a function of t; got {self.w!r}")
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.conditional.schedule
-
-    def predict(self, x: Array, t) -> Prediction:
+    def guide(self, x: Array, t, predictions: tuple[Prediction, ...]) -> Prediction:
         """x_0 and eps, both extrapolated: each is affine in the other at fixed x_t. `extra` is the conditional's."""
-        w = weight_at(self.w, x, t)
-        c, u = self.conditional.predict(x, t), self.unconditional.predict(x, t)
+        c, u = predictions
+        w = self.weight(x, t)
         return Prediction(u.x0 + w * (c.x0 - u.x0), u.eps + w * (c.eps - u.eps), c.extra)
 
 
-def cfg(conditional: Denoise | Callable, unconditional: Denoise | Callable, w) -> Guided:
+def cfg(conditional: Denoise | Callable, unconditional: Denoise | Callable, w, *, batched: bool = False) -> Guided:
     """Classifier-free guidance:  x_0 = u + w (c - u).
 
-    w = 1 is the conditional model and w = 0 the unconditional one.
+    w = 1 is the conditional model and w = 0 the unconditional one. With a negative prompt in place of the
+    unconditional model, the same formula leads away from that prompt.
 
     Args:
         conditional: c, a denoiser or a function (x, t) -> E[x_0 | x_t, cond].
         unconditional: u, a denoiser or a function (x, t) -> E[x_0 | x_t].
         w: the weight: a number, (B,), or a pytree that is called with t. In the terms of Ho & Salimans it is w + 1.
+        batched: whether both are evaluated in one call of twice the rows: two of `jdiff.denoiser` with one network, the
+            same params and another cond.
 
     Returns:
         The guided denoiser; its `extra`, as a learned variance, is the conditional one's.
 
     Raises:
-        ValueError: for a weight that is no finite number, and denoisers of different schedules.
+        ValueError: for a weight that is no finite number, denoisers of different schedules, and `batched` for
+            denoisers of two networks.
 
     Reference:
         Ho & Salimans 2022, arXiv:2207.12598, eq. 6.
     """
-    conditional, unconditional = as_denoises(conditional, unconditional)
-    return Guided(conditional, unconditional, w)
-
-
-def weight_at(w, x, t) -> Array:
-    """The weight at t, shaped to scale x: of a number, one a sample (B,), or a function of t."""
-    w = w(as_time(t)) if callable(w) else w
-    check_per_sample("w", w, x)
-    return expand(jnp.asarray(w, jax.dtypes.result_type(float)), x)
+    return Guided(branches("cfg", conditional, unconditional, w, batched))

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, Number, expand, safe_divide
-from jdiff.core.pytrees import concrete, noun
+from jdiff.core.arrays import Array, Number, expand
+from jdiff.core.pytrees import noun
+from jdiff.guidance.base import Combination, check_number
 from jdiff.process.clock import Schedule
-from jdiff.process.forward import rates
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 
 
 @noun
-class Thresholded(Denoise):
+class Thresholded(Combination):
     """A denoiser whose estimates of x_0 stay within [-limit, limit]."""
 
     base: Denoise
@@ -20,12 +20,13 @@ class Thresholded(Denoise):
     quantile: Number | None
 
     @property
-    def schedule(self) -> Schedule:
-        return self.base.schedule
+    def parts(self):
+        return (self.base,)
 
-    def predict(self, x: Array, t) -> Prediction:
+    def guide(self, x: Array, t, predictions: tuple[Prediction, ...]) -> Prediction:
         """The thresholded x_0, and the noise that it implies: eps + alpha_t (x_0 - thresholded x_0) / sigma_t."""
-        x0, eps, extra = self.base.predict(x, t)
+        (base,) = predictions
+        x0 = base.x0
         if self.quantile is None:
             new = jnp.clip(x0, -self.limit, self.limit)
         else:
@@ -33,8 +34,7 @@ class Thresholded(Denoise):
             size = expand(jnp.maximum(size, self.limit), x0)
             new = jnp.clip(x0, -size, size) * (self.limit / size)
         new = new.astype(x0.dtype)
-        alpha, sigma = rates(self.schedule, t, x)
-        return Prediction(new, (eps + safe_divide(alpha * (x0 - new), sigma)).astype(eps.dtype), extra)
+        return self.moved(base, new - x0, x, t)._replace(x0=new)
 
 
 def threshold(denoise: Denoise | Callable, schedule: Schedule, limit=1.0, quantile=None) -> Thresholded:
@@ -66,11 +66,6 @@ def threshold(denoise: Denoise | Callable, schedule: Schedule, limit=1.0, quanti
     Reference:
         Ho et al. 2020, arXiv:2006.11239 (clipping, in its code); Saharia et al. 2022, arXiv:2205.11487, section 2.3.
     """
-    for name, value in dict(limit=limit, quantile=quantile).items():
-        if value is not None and jnp.ndim(value):
-            raise ValueError(f"threshold: {name} is one number, got shape {jnp.shape(value)}")
-    if concrete(limit) and not limit > 0:
-        raise ValueError(f"threshold: limit must be positive, got {limit}")
-    if quantile is not None and concrete(quantile) and not 0 < quantile <= 1:
-        raise ValueError(f"threshold: quantile is a share, above 0 and up to 1; got {quantile}")
+    check_number("threshold", "limit", limit, lambda a: a > 0, "positive")
+    check_number("threshold", "quantile", quantile, lambda a: 0 < a <= 1, "a share, above 0 and up to 1")
     return Thresholded(as_denoise(denoise, schedule), limit, quantile)

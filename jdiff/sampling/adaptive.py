@@ -12,6 +12,7 @@ from jdiff.core.keys import each
 from jdiff.core.names import choose
 from jdiff.core.pytrees import row_axes, varying
 from jdiff.process.clock import Schedule, log_snr, time_of
+from jdiff.process.memory import has_memory, has_own_noise
 from jdiff.process.prediction import Denoise, as_denoise
 from jdiff.process.sde import derivative
 from jdiff.process.times import ends_of
@@ -99,6 +100,10 @@ def sample_adaptive(
     choose("adjoint of sample_adaptive", adjoint, ADJOINTS)
     check_floating("x", x)
     denoise = as_denoise(denoise, schedule)
+    if has_own_noise(denoise) or has_memory(denoise, x):
+        raise ValueError(
+            "sample_adaptive: CFG++ has no ODE, nor have denoisers with a memory, as APG with momentum; use sample"
+        )
     if sde and key is None:
         raise ValueError("sample_adaptive: the reverse SDE draws noise: give a key, jax.random.key(seed)")
     t_min, t_max = ends_of("sample_adaptive", schedule, t_min, t_max)

@@ -12,10 +12,11 @@ from jdiff.core.checks import check_is
 from jdiff.core.keys import noise_of_step, rows_of
 from jdiff.core.pytrees import concrete, number, vary_as
 from jdiff.process.clock import Schedule
+from jdiff.process.memory import has_own_noise, memory_of, with_memory
 from jdiff.process.prediction import Denoise, as_denoise
 from jdiff.process.times import check_times
 from jdiff.sampling.scans import checkpointed_scan, dynamic_scan
-from jdiff.solvers.base import Now, RecallingSolver, Solver, check_solver
+from jdiff.solvers.base import Now, RecallingSolver, Solver, check_solver, mixes
 
 
 def sample(
@@ -62,7 +63,7 @@ def sample(
     check_solver("solver", solver)
     times = check_times(schedule, times)
     denoise = as_denoise(denoise, schedule)
-    check_start(solver, x, times, key, n)
+    check_start(solver, denoise, x, times, key, n)
     keys = rows_of(key, x.shape[0])
     traced_n = n is not None and not concrete(n)
     if traced_n:
@@ -75,20 +76,23 @@ def sample(
     steps = Now(jnp.arange(len(times) - 1), times[:-1], times[1:], plan)
 
     def body(carry, now):
+        x, state, memory = carry
         noise = noise_of_step(keys, now.i, now.t, now.s)
-        x, state, prediction = solver.step(denoise, schedule, carry[0], now, carry[1], noise)
+        shown, heard = with_memory(denoise, memory)
+        x, state, prediction = solver.step(shown, schedule, x, now, state, noise)
         if callback is not None:
             jax.debug.callback(callback, now.i, now.s, x, prediction.x0)
-        return vary_as((x, state), carry), (x if path else None)
+        return vary_as((x, state, heard.memory), carry), (x if path else None)
 
-    start = vary_as((x, solver.init(x)), x, keys, solver, denoise, schedule, times)
+    start = vary_as((x, solver.init(x), memory_of(denoise, x)), x, keys, solver, denoise, schedule, times)
     if traced_n:
-        (x, state), trace = dynamic_scan(body, start, steps, length=len(times) - 1, count=n - 1)
+        (x, state, memory), trace = dynamic_scan(body, start, steps, length=len(times) - 1, count=n - 1)
     elif checkpoint:
-        (x, state), trace = checkpointed_scan(body, start, steps, len(times) - 1)
+        (x, state, memory), trace = checkpointed_scan(body, start, steps, len(times) - 1)
     else:
-        (x, state), trace = lax.scan(body, start, steps)
-    x0 = (solver.recall(denoise, state) if isinstance(solver, RecallingSolver) else denoise)(x, last)
+        (x, state, memory), trace = lax.scan(body, start, steps)
+    shown, _ = with_memory(denoise, memory)
+    x0 = (solver.recall(shown, state) if isinstance(solver, RecallingSolver) else shown)(x, last)
     if traced_n:
         x0, trace = jax.tree.map(lambda a: jnp.where(valid, a, jnp.nan), (x0, trace))
     return (x0, trace) if path else x0
@@ -121,20 +125,25 @@ def invert(solver: Solver, denoise: Denoise, schedule: Schedule, x: Array, times
     if solver.stochastic:
         raise ValueError(f"{type(solver).__name__} draws noise and has no inverse; use DDIM(0), Heun, DPMpp2M, ...")
     denoise = as_denoise(denoise, schedule)
-    check_start(solver, x, times, None)
+    check_start(solver, denoise, x, times, None)
     up = times[::-1]
     steps = Now(jnp.arange(len(up) - 1), up[:-1], up[1:], solver.plan(schedule, up, len(up)))
 
     def body(carry, now):
-        x, state, _ = solver.step(denoise, schedule, carry[0], now, carry[1], None)
-        return vary_as((x, state), carry), None
+        x, state, memory = carry
+        shown, heard = with_memory(denoise, memory)
+        x, state, _ = solver.step(shown, schedule, x, now, state, None)
+        return vary_as((x, state, heard.memory), carry), None
 
-    start = vary_as((x, solver.init(x)), x, solver, denoise, schedule, times)
+    start = vary_as((x, solver.init(x), memory_of(denoise, x)), x, solver, denoise, schedule, times)
     return checkpointed_scan(body, start, steps, len(up) - 1)[0][0]
 
 
-def check_start(solver: Solver, x: Array, times: Array, key, n=None) -> None:
-    """Raise ValueError for an x that is no noise (B, ...), a step count outside the grid, or a key that is missing."""
+def check_start(solver: Solver, denoise: Denoise, x: Array, times: Array, key, n=None) -> None:
+    """Raise ValueError for an x that is no noise (B, ...), a step count outside the grid, or a key that is missing.
+
+    Also for a denoiser with an eps of its own, and a solver that would use its x_0 alone or its eps alone.
+    """
     check_is("x", x, (jax.Array, np.ndarray), "noise, an array (B, ...): see jdiff.prior")
     if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x is {x.dtype}{x.shape}; expected floating noise (B, ...): see jdiff.prior")
@@ -144,3 +153,8 @@ def check_start(solver: Solver, x: Array, times: Array, key, n=None) -> None:
         raise ValueError(f"n = {n} steps through a grid of {len(times)} times; expected 1 <= n <= {len(times)}")
     if key is None and solver.stochastic:
         raise ValueError(f"{type(solver).__name__} draws noise: give a key, jax.random.key(seed)")
+    if has_own_noise(denoise) and not mixes(solver):
+        raise ValueError(
+            f"{type(solver).__name__} would lose a half of CFG++, the guided x_0 or the unconditional eps; "
+            "use DDIM, DDPM, Euler, EulerAncestral or EulerMaruyama"
+        )

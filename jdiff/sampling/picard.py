@@ -11,6 +11,7 @@ from jdiff.core.keys import noise_of_step, rows_of
 from jdiff.core.pytrees import noun, vary_as
 from jdiff.process.clock import Schedule
 from jdiff.process.forward import fresh_noise
+from jdiff.process.memory import has_memory
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 from jdiff.process.times import check_times
 from jdiff.sampling.loop import check_start
@@ -73,7 +74,9 @@ def sample_parallel(
     times = check_times(schedule, times)
     denoise = as_denoise(denoise, schedule)
     length = len(times) - 1
-    check_start(solver, x, times, key)
+    check_start(solver, denoise, x, times, key)
+    if has_memory(denoise, x):
+        raise ValueError("sample_parallel: this denoiser remembers earlier steps, as APG with momentum; use sample")
     width = _check(solver, x, length, window, max_sweeps)
     if not length:
         return denoise(x, times[-1]), ParallelInfo(jnp.zeros((), int), jnp.ones((), int))

@@ -6,7 +6,7 @@ from jdiff.core.arrays import Number, expand, safe_sqrt
 from jdiff.core.checks import check_range
 from jdiff.core.pytrees import noun
 from jdiff.process.forward import fresh_noise
-from jdiff.solvers.base import check_base, is_positive, scaled_noise
+from jdiff.solvers.base import check_base, is_positive, mixes, scaled_noise
 from jdiff.solvers.ddim import DDIM
 from jdiff.solvers.stages import DPM2, DPMpp2S
 
@@ -52,6 +52,10 @@ class Ancestral:
     @property
     def order(self):
         return 1 if self.stochastic else self.base.order
+
+    @property
+    def mixes(self):
+        return mixes(self.base)
 
     def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]

@@ -102,6 +102,21 @@ class RecallingSolver(Solver, Protocol):
         ...
 
 
+@runtime_checkable
+class MixingSolver(Solver, Protocol):
+    """A solver that may take x_0 and eps as two predictions of two minds, as CFG++ makes them."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it does: each of its steps is one sum of the x_0 and the eps of one prediction."""
+        ...
+
+
+def mixes(solver) -> bool:
+    """Whether each step of a solver is one sum of the x_0 and the eps of one prediction."""
+    return isinstance(solver, MixingSolver) and solver.mixes
+
+
 # ---------------------------------------------------------------- what the families share: updates
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jdiff.core.arrays import Number, expand, safe_sqrt
 from jdiff.core.checks import check_range
 from jdiff.core.pytrees import noun
-from jdiff.solvers.base import check_base, is_positive, nearly_noise, scaled_noise
+from jdiff.solvers.base import check_base, is_positive, mixes, nearly_noise, scaled_noise
 from jdiff.solvers.runge_kutta import Heun
 
 LARGEST_GAMMA = 2**0.5 - 1  # the paper's: no step adds more noise than x already has
@@ -57,6 +57,10 @@ class Churn:
     @property
     def stochastic(self):
         return is_positive(self.churn)
+
+    @property
+    def mixes(self):
+        return mixes(self.base)
 
     def plan(self, schedule, times, n, breaks=None):
         t, s = times[:-1], times[1:]

@@ -31,6 +31,7 @@ class DDIM:
 
     eta: Number = 0.0
     order = 1
+    mixes = True
 
     def check(self):
         check_range(self, 0, eta=self.eta)
@@ -80,6 +81,7 @@ class DDPM:
     variance: str = static(default="small")
     order = 1
     stochastic = True
+    mixes = True
 
     def check(self):
         choose("variance of DDPM", self.variance, VARIANCES)

@@ -101,6 +101,10 @@ class Multistep:
         return 1 if self.stochastic else min(self.nodes, self.rule.highest_order)
 
     @property
+    def mixes(self):
+        return self.nodes == 1 and not self.corrector
+
+    @property
     def memory(self) -> int:
         """How many past predictions a step needs."""
         return max(self.nodes, self.corrector) if self.corrector else self.nodes - 1

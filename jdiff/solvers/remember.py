@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jdiff.core.pytrees import noun
 from jdiff.denoisers.network import remember
 from jdiff.process.prediction import Denoise
-from jdiff.solvers.base import Solver, check_solver
+from jdiff.solvers.base import Solver, check_solver, mixes
 
 
 @noun
@@ -38,6 +38,10 @@ class Remember:
     @property
     def stochastic(self):
         return self.base.stochastic
+
+    @property
+    def mixes(self):
+        return mixes(self.base)
 
     def plan(self, schedule, times, n, breaks=None):
         return self.base.plan(schedule, times, n, breaks)

@@ -52,6 +52,10 @@ class RungeKutta:
     rows: tuple = static()
     stochastic = False
 
+    @property
+    def mixes(self):
+        return len(self.rows) == 1
+
     def between(self, schedule, t, s):
         """The plan of steps from t (N,) to s (N,), wherever they are."""
         (alpha_t, sigma_t), (alpha_s, sigma_s) = ((schedule.alpha(u), schedule.sigma(u)) for u in (t, s))

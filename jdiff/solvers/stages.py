@@ -204,6 +204,10 @@ class SingleStep:
     def order(self):
         return 1 if self.stochastic else self.ode_order
 
+    @property
+    def mixes(self):
+        return len(self.tableau) == 1
+
     def between(self, schedule, t, s):
         """The plan of steps from t (N,) to s (N,), wherever they are."""
         return plan_stages(self.rule, self.tableau, schedule, t, s, eta=self.eta, two_nodes=self.two_nodes)

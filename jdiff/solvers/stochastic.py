@@ -31,6 +31,7 @@ class EulerMaruyama:
 
     eta: Number = 1.0
     order = 1
+    mixes = True
 
     def check(self):
         check_range(self, 0, eta=self.eta)

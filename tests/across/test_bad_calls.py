@@ -31,6 +31,10 @@ def net(params, x, label, cond):
     return x
 
 
+NET, OTHER_NET = (jdiff.denoiser(net, np.ones(2), VP, targets.Eps()) for _ in range(2))
+LABELLED = NET.replace(cond=np.zeros(3))
+
+
 def regression(apply=net, key=K, data=X, **fields):
     return losses.denoising(apply, {}, key, data, **(dict(schedule=VP, target=targets.Eps()) | fields))
 
@@ -69,10 +73,65 @@ CALLS = [
     (lambda: guidance.cfg(D, D, None), "w must be finite: a number, one a sample (B,), or a function of"),
     (lambda: guidance.cfg(D, 3, 2.0), "denoise is 3; expected a denoiser, or a function (x, t) ->"),
     (lambda: guidance.cfg(VP, D, 2.0), "denoise is a VP; expected a denoiser, or a function (x, t) ->"),
+    (lambda: guidance.cfg(D, D, 2.0, batched=True), "cfg: batched=True joins two of jdiff.denoiser; got a Mixture"),
+    (
+        lambda: guidance.cfg(NET, OTHER_NET, 2.0, batched=True),
+        "cfg: batched=True joins two denoisers of one network and",
+    ),
+    (
+        lambda: guidance.cfg(NET, LABELLED, 2.0, batched=True)(X, 0.5),
+        "batched=True needs conds of one structure, as a class that stands for none",
+    ),
+    (lambda: guidance.autoguidance(D, None, 2.0), "denoise is None; expected a denoiser, or a function (x, t) ->"),
+    (lambda: guidance.autoguidance(D, D, nan), "w must be finite: a number, one a sample (B,), or a function of"),
+    (lambda: guidance.rescale(D, D, 1.5), "rescale: phi must be from 0 to 1, got 1.5"),
+    (lambda: guidance.rescale(D, D, -0.1), "rescale: phi must be from 0 to 1, got -0.1"),
+    (lambda: guidance.rescale(D, D, nan), "rescale: phi must be from 0 to 1, got nan"),
+    (lambda: guidance.rescale(D, D, "0.7"), "rescale: phi must be from 0 to 1, got '0.7'"),
+    (lambda: guidance.rescale(D, D, np.ones(3)), "rescale: phi is one number, got shape (3,)"),
+    (lambda: guidance.rescale(D, D, 0.7, "v"), "rescale: target is 'v'; expected a target, as targets.V(), or None"),
+    (lambda: guidance.apg(D, D, 2.0, limit=-1.0), "apg: limit must be positive, got -1.0"),
+    (lambda: guidance.apg(D, D, 2.0, limit=0), "apg: limit must be positive, got 0"),
+    (lambda: guidance.apg(D, D, 2.0, limit=nan), "apg: limit must be positive, got nan"),
+    (lambda: guidance.apg(D, D, 2.0, momentum=1.0), "apg: momentum must be above -1 and below 1, got 1.0"),
+    (lambda: guidance.apg(D, D, 2.0, momentum=nan), "apg: momentum must be above -1 and below 1, got nan"),
+    (lambda: guidance.apg(D, D, 2.0, parallel=nan), "apg: parallel must be finite, got nan"),
+    (lambda: guidance.apg(D, D, np.ones(2))(X, 0.5), "w has shape (2,); expected () or (3,), x being (3, 2)"),
+    (lambda: guidance.cfg_pp(D, D, 1.5), "cfg_pp: w must be from 0 to 1; got 1.5"),
+    (lambda: guidance.cfg_pp(D, D, np.array([0.5, -0.1, 1])), "cfg_pp: w must be from 0 to 1; got array"),
+    (lambda: guidance.cfg_pp(D, D, nan), "cfg_pp: w must be finite"),
+    (
+        lambda: jdiff.sample(solvers.Heun(), guidance.cfg_pp(D, D, 0.5), VP, X, T),
+        "RungeKutta would lose a half of CFG++, the guided x_0 or the unconditional eps; use DDIM, DDPM, Euler",
+    ),
+    (lambda: guidance.zero_star(D, D, 2.0, zero_above=-1.0), "zero_star: zero_above must be 0 or more, got -1.0"),
+    (lambda: guidance.zero_star(D, D, 2.0, zero_above=nan), "zero_star: zero_above must be 0 or more, got nan"),
+    (lambda: guidance.zero_star(D, D, 2.0, target=3), "zero_star: target is 3; expected a target, as targets.V()"),
+    (lambda: guidance.tcfg(D, D, "2"), "w must be finite: a number, one a sample (B,), or a function of"),
+    (lambda: guidance.classifier(D, 3.0, 2.0), "classifier: log_prob is 3.0; expected a function that returns log p"),
+    (lambda: guidance.classifier(D, D, nan), "w must be finite: a number, one a sample (B,), or a function of"),
+    (
+        lambda: guidance.classifier(D, lambda x, t: x, 2.0)(X, 0.5),
+        "log_prob returned shape (3, 2); expected one number a sample, (3,)",
+    ),
+    (
+        lambda: guidance.classifier_x0(D, lambda x: x.sum(), 2.0)(X, 0.5),
+        "log_prob returned shape (); expected one number a sample, (3,)",
+    ),
+    (lambda: guidance.classifier_x0(D, None, 2.0), "classifier_x0: log_prob is None; expected a function that"),
+    (lambda: guidance.classifier_x0(D, D, 2.0, std=0.0), "classifier_x0: std must be positive, got 0.0"),
+    (lambda: guidance.compose(D, D), "compose: the terms are a list of pairs, [(denoise, w), ...]"),
+    (lambda: guidance.compose(D, [D, D]), "compose: the terms are a list of pairs, [(denoise, w), ...]"),
+    (lambda: guidance.compose(D, [(2.0, D)]), "denoise is 2.0; expected a denoiser, or a function (x, t) ->"),
+    (lambda: guidance.compose(D, [(D, nan)]), "w must be finite: a number, one a sample (B,), or a function of"),
+    (lambda: guidance.cached(D, 0), "cached: every must be a whole number, 1 or more, got 0"),
+    (lambda: guidance.cached(D, 2.5), "cached: every must be a whole number, 1 or more, got 2.5"),
+    (lambda: guidance.interval_of_steps(VP, T, 0.5, 0.2), "interval_of_steps: expected shares 0 <= start < stop <= 1"),
+    (lambda: guidance.interval_of_steps(VP, T, 0.3, 0.4), "interval_of_steps: no step of 4 lies between the shares"),
     (lambda: guidance.interval(D, D, 0.9, 0.1), "interval: expected 0 <= low < high in units of sigma/alpha"),
     (lambda: guidance.interval(D, D, nan, 0.1), "interval: expected 0 <= low < high in units of sigma/alpha"),
     (lambda: guidance.threshold(D, VP, -1.0), "threshold: limit must be positive"),
-    (lambda: guidance.threshold(D, VP, 1.0, 2.0), "threshold: quantile is a share, above 0 and up to 1"),
+    (lambda: guidance.threshold(D, VP, 1.0, 2.0), "threshold: quantile must be a share, above 0 and up to 1"),
     (lambda: guidance.threshold(D, VP, nan), "threshold: limit must be positive"),
     (lambda: levels.Knots(0), "Knots: T must be 1 or more, at most 1e+06"),
     (lambda: levels.Knots(nan), "Knots: T must be 1 or more, at most 1e+06"),

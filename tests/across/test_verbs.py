@@ -65,6 +65,10 @@ def twice(params, x, label, cond):
     return jnp.concatenate([params * x, 0.1 * x], -1)
 
 
+def log_prob(x, t=0.0):
+    return -jnp.cos(x).sum(1)
+
+
 def loss(g: Given, verb: Callable, apply: Callable, schedule=None):
     settings = dict(schedule=g.schedule if schedule is None else schedule, target=targets.V())
     levels = jdiff.levels.Independent(0.1, 0.9) if schedule is None else jdiff.levels.Knots(10)
@@ -110,6 +114,16 @@ ROWS: dict[str, Callable[[Given], Any]] = {
     "losses.vlb_terms": lambda g: losses.vlb_terms(lambda x, t: g.w * x, g.knots, g.x, g.y, jnp.round(10 * g.t) / 10),
     "losses.vlb_prior": lambda g: losses.vlb_prior(g.knots, g.w * g.x),
     "guidance.cfg": lambda g: jdiff.guidance.cfg(g.denoise, lambda x, t: 0.5 * x, g.w)(g.x, g.t),
+    "guidance.autoguidance": lambda g: jdiff.guidance.autoguidance(g.denoise, lambda x, t: 0.5 * x, g.w)(g.x, g.t),
+    "guidance.apg": lambda g: jdiff.guidance.apg(g.denoise, lambda x, t: 0.5 * x, g.w, limit=g.w)(g.x, g.t),
+    "guidance.cached": lambda g: jdiff.guidance.cached(g.denoise, 2)(g.x, g.t),
+    "guidance.cfg_pp": lambda g: jdiff.guidance.cfg_pp(g.denoise, lambda x, t: 0.5 * x, g.w).predict(g.x, g.t)[:2],
+    "guidance.classifier": lambda g: jdiff.guidance.classifier(g.denoise, log_prob, g.w)(g.x, g.t),
+    "guidance.classifier_x0": lambda g: jdiff.guidance.classifier_x0(g.denoise, log_prob, g.w)(g.x, g.t),
+    "guidance.compose": lambda g: jdiff.guidance.compose(g.denoise, [(lambda x, t: 0.5 * x, g.w)])(g.x, g.t),
+    "guidance.rescale": lambda g: jdiff.guidance.rescale(lambda x, t: 2 * x - 0.3, g.denoise, g.w)(g.x, g.t),
+    "guidance.tcfg": lambda g: jdiff.guidance.tcfg(g.denoise, lambda x, t: 0.5 * x, 2 + g.w)(g.x, g.t),
+    "guidance.zero_star": lambda g: jdiff.guidance.zero_star(g.denoise, lambda x, t: 0.5 * x, 2 + g.w)(g.x, g.t),
     "guidance.interval": lambda g: jdiff.guidance.interval(g.denoise, lambda x, t: g.w * x, 0.2, 3.0)(g.x, g.t),
     "guidance.threshold": lambda g: jdiff.guidance.threshold(g.denoise, g.schedule, g.w)(g.x, g.t),
     "sample": lambda g: jdiff.sample(solvers.DDIM(0.5), g.denoise, g.schedule, g.x, g.times, g.keys),
@@ -120,6 +134,7 @@ ROWS: dict[str, Callable[[Given], Any]] = {
 }
 # verbs whose results belong to no sample
 WHOLE: dict[str, Callable[[Given], Any]] = {
+    "guidance.interval_of_steps": lambda g: jdiff.guidance.interval_of_steps(g.schedule, g.times, 0.3, 0.8),
     "grid.uniform": lambda g: grid.uniform(4, 0.01 * g.w),
     "grid.log_snr": lambda g: grid.log_snr(g.schedule, 4),
     "grid.karras": lambda g: grid.karras(g.schedule, 4, 7 * g.w),
