@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jdiff.core.arrays import Array, as_time, expand, safe_divide, safe_sqrt
+from jdiff.core.arrays import Array, as_time, expand, safe_divide, safe_sqrt, wide
 from jdiff.core.checks import check_is, check_per_sample
 from jdiff.core.pytrees import is_leaf, known, number
 from jdiff.denoisers.targets import Target, aim, solve
@@ -153,8 +153,8 @@ def value_of(schedule: Schedule, target: Target | None, prediction: Prediction, 
 
 
 def inner(a: Array, b: Array) -> Array:
-    """<a, b> of each sample, (B, 1, ...)."""
-    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)), keepdims=True)
+    """<a, b> of each sample, (B, 1, ...), in float32 at least."""
+    return jnp.sum(wide(a) * wide(b), axis=tuple(range(1, a.ndim)), keepdims=True)
 
 
 def norm(a: Array) -> Array:
