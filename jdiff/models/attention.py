@@ -31,6 +31,7 @@ class SelfAttention(nn.Module):
         qkv_scale: times the initial variance of queries, keys and values.
         out_scale: times the initial variance of the last layer; 0 starts the module as the identity.
         fused: whether half precision may run in cuDNN's attention, see `transformer.attend`.
+        alone: whether each position attends to itself alone: attention perturbed on purpose, for guidance.
 
     Reference: Vaswani et al. 2017, arXiv:1706.03762; in UNets, Ho et al. 2020, arXiv:2006.11239, appendix B.
     """
@@ -43,6 +44,7 @@ class SelfAttention(nn.Module):
     qkv_scale: float = 1.0
     out_scale: float = 0.0
     fused: bool = True
+    alone: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -54,6 +56,7 @@ class SelfAttention(nn.Module):
         inner, outer = (scaled_init(scale, self.kernel_init) for scale in (self.qkv_scale, self.out_scale))
         qkv = dense(3 * C, inner, self.dtype, "qkv")(y)
         qkv = qkv.reshape(B, -1, 3, self.heads, C // self.heads)
-        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], fused=self.fused)
+        v = qkv[:, :, 2]
+        y = v if self.alone else attend(qkv[:, :, 0], qkv[:, :, 1], v, fused=self.fused)
         y = dense(C, outer, self.dtype, "out")(y.reshape(x.shape))
         return self.skip_scale * (x + y) if self.skip_scale != 1 else x + y

@@ -14,6 +14,7 @@ from jdiff.models.transformer import (
     Attention,
     FeedForward,
     Patches,
+    check_known,
     check_patches,
     dense,
     grid_positions,
@@ -52,6 +53,7 @@ class DiTBlock(nn.Module):
         qk_norm: see `transformer.Attention`.
         dtype: of dense layers and attention; None for float32.
         fused: see `transformer.attend`.
+        alone: see `transformer.Attention`.
     """
 
     heads: int
@@ -59,6 +61,7 @@ class DiTBlock(nn.Module):
     qk_norm: bool = False
     dtype: Any = None
     fused: bool = True
+    alone: bool = False
 
     @nn.compact
     def __call__(self, x, c, context=None, mask=None, turns=None):
@@ -67,7 +70,9 @@ class DiTBlock(nn.Module):
         parts = nn.Dense(6 * D, kernel_init=zeros, dtype=self.dtype, name="modulation")(nn.silu(c))
         shift_0, scale_0, gate_0, shift_1, scale_1, gate_1 = jnp.split(parts, 6, -1)
         gate_0, gate_1 = gate_0[:, None], gate_1[:, None]
-        attention = Attention(self.heads, self.qk_norm, dtype=self.dtype, fused=self.fused, name="attention")
+        attention = Attention(
+            self.heads, self.qk_norm, dtype=self.dtype, fused=self.fused, alone=self.alone, name="attention"
+        )
         x = x + gate_0 * attention(modulated_norm(x, shift_0, scale_0), turns=turns)
         if context is not None:
             cross = Attention(self.heads, self.qk_norm, out_init=zeros, dtype=self.dtype, name="cross")
@@ -99,6 +104,8 @@ class DiT(nn.Module):
         remat: whether each block is computed again in the backward pass.
         dtype: of dense layers and attention; None for float32. Parameters, norms and output are float32.
         fused: see `transformer.attend`.
+        perturbed: the blocks, 0 being the first, in which each token attends to itself alone.
+        skipped: the blocks that are left out. Both make a worse network of the same parameters, for guidance.
 
     Reference: Peebles & Xie 2023, arXiv:2212.09748.
     """
@@ -119,6 +126,8 @@ class DiT(nn.Module):
     remat: bool = False
     dtype: Any = None
     fused: bool = True
+    perturbed: tuple[int, ...] = ()
+    skipped: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x, label, cond=None, train: bool = False):
@@ -135,8 +144,12 @@ class DiT(nn.Module):
         turns = rotary_turns(grid_positions(*grid), self.width // self.heads) if self.rope else None
         c, context, mask = self._conditions(label, cond)
         make = nn.remat(DiTBlock) if self.remat else DiTBlock
+        check_known("DiT", range(self.depth), perturbed=self.perturbed, skipped=self.skipped)
         for i in range(self.depth):
-            block = make(self.heads, self.ratio, self.qk_norm, self.dtype, self.fused, name=f"block_{i}")
+            if i in self.skipped:
+                continue
+            alone = i in self.perturbed
+            block = make(self.heads, self.ratio, self.qk_norm, self.dtype, self.fused, alone, name=f"block_{i}")
             h = block(h, c, context, mask, turns)
         parts = nn.Dense(2 * self.width, kernel_init=zeros, name="modulation")(nn.silu(c))
         h = modulated_norm(h, *jnp.split(parts, 2, -1))

@@ -48,6 +48,14 @@ def _has_kernel() -> bool:
     return jax.default_backend() == "gpu" and major.isdigit() and int(major) >= 8  # AMD's are called gfx...
 
 
+def check_known(owner: str, parts, **chosen) -> None:
+    """Raise ValueError for parts of a network, to be perturbed or skipped, that it has not."""
+    for name, values in chosen.items():
+        unknown = [value for value in values if value not in parts]
+        if unknown:
+            raise ValueError(f"{owner}: {name} has {unknown[0]!r}; expected some of {', '.join(map(str, parts))}")
+
+
 def dense(features: int, init: Any, dtype: Any, name: str, bias: bool = True) -> nn.Dense:
     """A dense layer for tokens (B, L, D)."""
     return nn.Dense(features, bias, dtype, kernel_init=init, dot_general=cpu.dot_general, name=name)
@@ -65,6 +73,7 @@ class Attention(nn.Module):
         out_init: that of the last layer; `kernel_init` by default.
         dtype: of dense layers and attention; None for float32.
         fused: see `attend`.
+        alone: whether each token attends to itself alone: attention perturbed on purpose, for guidance.
     """
 
     heads: int = 8
@@ -74,6 +83,7 @@ class Attention(nn.Module):
     out_init: Any = None
     dtype: Any = None
     fused: bool = True
+    alone: bool = False
 
     @nn.compact
     def __call__(self, x, context=None, mask=None, turns=None):
@@ -104,7 +114,7 @@ class Attention(nn.Module):
             q, k = nn.RMSNorm(name="q_norm")(q), nn.RMSNorm(name="k_norm")(k)
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
-        y = attend(q.astype(v.dtype), k.astype(v.dtype), v, mask, self.fused)
+        y = v if self.alone else attend(q.astype(v.dtype), k.astype(v.dtype), v, mask, self.fused)
         init = self.out_init or self.kernel_init
         return dense(D, init, self.dtype, "out")(y.reshape(B, T, D))
 

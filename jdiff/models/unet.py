@@ -25,6 +25,7 @@ from jdiff.models.embed import (
 from jdiff.models.inits import scaled_init
 from jdiff.models.norms import AdaptiveGroupNorm, GroupNorm
 from jdiff.models.resample import downsample, upsample
+from jdiff.models.transformer import check_known
 
 
 class Part(NamedTuple):
@@ -141,6 +142,9 @@ class UNet(nn.Module):
         remat: whether each block is computed again in the backward pass instead of keeping its inside.
         first_channels: the channels of the first convolution; 0 for `channels`.
         fused: whether half precision may run in cuDNN's attention, see `transformer.attend`.
+        perturbed: the stages in whose attention each position attends to itself alone, as ("middle_0",).
+        skipped: the stages that are left out, as ("down_2_1",), of those that keep size and width. Both make a
+            worse network of the same parameters, for guidance.
 
     Reference: DDPM, Ho et al. 2020, arXiv:2006.11239, appendix B; DDPM++ and NCSN++, Song et al. 2021,
     arXiv:2011.13456, appendix H; ADM, Dhariwal & Nichol 2021, arXiv:2105.05233, section 3.
@@ -182,6 +186,8 @@ class UNet(nn.Module):
     remat: bool = False
     first_channels: int = 0
     fused: bool = True
+    perturbed: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -277,6 +283,10 @@ class UNet(nn.Module):
 
     def _run(self, part: Part, h, embedding, train: bool):
         """One stage, (B, *sizes, C) -> (B, *sizes', part.features)."""
+        if part.name in self.skipped:
+            if part.resample or h.shape[-1] != part.features:
+                raise ValueError(f"UNet: {part.name} changes the size or the width of its input and cannot be skipped")
+            return h
         if part.resample and self.resample != "block":
             if part.resample == "up":
                 return self._conv(part.name, part.features)(upsample(h))
@@ -296,7 +306,8 @@ class UNet(nn.Module):
                 raise ValueError(f"UNet: {part.features} channels do not divide into heads of {self.head_channels}")
             heads = part.features // self.head_channels if self.head_channels else self.heads
             name = f"{part.name}_attention"
-            h = attend(heads, qkv_scale=self.qkv_scale, fused=self.fused, name=name, **shared)(h)
+            own: dict[str, Any] = dict(fused=self.fused, alone=part.name in self.perturbed, name=name)
+            h = attend(heads, qkv_scale=self.qkv_scale, **own, **shared)(h)
         return h
 
     def _join(self, part: Part, h, image):
@@ -334,6 +345,9 @@ class UNet(nn.Module):
         if not 3 <= x.ndim <= 5:
             raise ValueError(f"a UNet takes signals (B, *sizes, C) of 1, 2 or 3 dimensions, got {x.shape}")
         check_levels(self.attention, self.depth)
+        stages = [*self.encoder(), *self.middle(), *self.decoder()]
+        check_known("UNet", [part.name for part in stages], skipped=self.skipped)
+        check_known("UNet", [part.name for part in stages if part.attention], perturbed=self.perturbed)
         check_label(label, len(x))
         if augment is not None and jnp.shape(augment) != (len(x), self.augment_dim):
             raise ValueError(

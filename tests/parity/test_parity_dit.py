@@ -14,6 +14,7 @@ from jdiff.models.transformer import Block, sincos_positions
 
 torch = pytest.importorskip("torch", reason="parity with PyTorch: pip install jdiff[parity]")
 diffusers = pytest.importorskip("diffusers", reason="parity with diffusers: pip install jdiff[parity]")
+hooks = pytest.importorskip("diffusers.hooks")
 
 # heads, width of one, channels, patch, layers, side, out channels
 CASES = {
@@ -103,6 +104,35 @@ def test_dit(name, x64):
         grad = y.grad.movedim(1, 3).numpy()
         ours = np.asarray(back(jnp.asarray(projection))[0])
         np.testing.assert_allclose(ours, grad, rtol=0, atol=tol * max(np.abs(grad).max(), 1))
+
+
+@pytest.mark.parametrize("how", ["perturbed", "skipped"])
+def test_a_dit_made_worse_on_purpose(how):
+    """Perturbed attention and a skipped block, by diffusers' hooks and by ours."""
+    heads, each, channels, patch, layers, side, out = CASES["latents"]
+    net = diffusers.DiTTransformer2DModel(
+        num_attention_heads=heads, attention_head_dim=each, in_channels=channels, out_channels=out, num_layers=layers,
+        sample_size=side, patch_size=patch, num_embeds_ada_norm=10, norm_eps=1e-6,
+    ).eval()  # fmt: skip
+    randomize(net)
+    for block in net.transformer_blocks:
+        block.norm1.emb.load_state_dict(net.transformer_blocks[0].norm1.emb.state_dict())
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+    tensors = published({k: v.numpy() for k, v in net.state_dict().items()}, layers)
+    module = dit.build(tensors, dict(num_heads=heads))
+    variables = convert.variables_of(module, "dit", tensors, np.float32)
+    x = np.random.default_rng(0).normal(size=(3, side, side, channels)).astype(np.float32)
+    label, cond = np.array([0, 91, 37]), np.array([3, 10, 0])
+    scores = how == "perturbed"
+    config = hooks.LayerSkipConfig([1], skip_attention=not scores, skip_ff=not scores, skip_attention_scores=scores)
+    hooks.apply_layer_skip(net, config)
+    with torch.no_grad():
+        theirs = net(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(label), torch.tensor(cond)).sample
+    theirs = theirs.movedim(1, 3)
+    modules = module.clone(**{how: (1,)}), module
+    worse, plain = (m.apply(variables, x, label.astype(np.float32), cond) for m in modules)
+    np.testing.assert_allclose(worse, theirs.numpy(), rtol=0, atol=1e-5)
+    assert np.abs(worse - plain).max() > 1e-2
 
 
 class Features(torch.nn.Module):

@@ -27,18 +27,19 @@ def branch(which):
     return jdiff.as_denoise(lambda x, t: x - t * velocity(jnp, x, t, which), FLOW)
 
 
-C, U = branch(1), branch(0)
+C, U, WORSE = branch(1), branch(0), branch(-1)
 V = targets.Velocity()
 
 
-def theirs(guider):
+def theirs(guider, skips=False):
     """The states after each step, and the last x_0."""
     x, path = torch.tensor(X), []
     times = [float(t) for t in TIMES]
     for i, t in enumerate(times):
         guider.set_state(step=i, num_inference_steps=STEPS, timestep=torch.tensor(t))
         guider.prepare_inputs({"x": (x, x)})
-        v = guider.forward(velocity(torch, x, t, 1), velocity(torch, x, t, 0)).pred
+        third = (velocity(torch, x, t, -1),) if skips else ()
+        v = guider.forward(velocity(torch, x, t, 1), velocity(torch, x, t, 0), *third).pred
         if i == STEPS - 1:
             return (x - t * v).numpy(), np.stack(path)
         x = x + (times[i + 1] - t) * v
@@ -105,6 +106,32 @@ def test_guider(name):
     guider, denoise = CASES[name]
     ours = jax.jit(lambda: jdiff.sample(solvers.Euler(), denoise, FLOW, X, TIMES, path=True))()
     for got, expected in zip(ours, theirs(guider), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+PERTURBED = {
+    "attention": guiders.PerturbedAttentionGuidance(
+        3.5, perturbed_guidance_scale=1.8, perturbed_guidance_layers=[0],
+        perturbed_guidance_start=0.2, perturbed_guidance_stop=0.7,
+    ),
+    "layers": guiders.SkipLayerGuidance(
+        3.5, skip_layer_guidance_scale=1.8, skip_layer_guidance_layers=[0],
+        skip_layer_guidance_start=0.2, skip_layer_guidance_stop=0.7,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PERTURBED)
+def test_perturbed_attention_and_skipped_layers(name):
+    """Their sum of two guidances is two terms: away from the unconditional network, and from the perturbed one.
+
+    The step at `start` itself has none in diffusers: `skip_start_step < self._step`.
+    """
+    guided = guidance.cfg(C, U, 3.5)
+    both = guidance.compose(C, [(U, 1 - 3.5), (WORSE, -1.8)])
+    denoise = guidance.interval(both, guided, *guidance.interval_of_steps(FLOW, TIMES, 0.3, 0.7))
+    ours = jax.jit(lambda: jdiff.sample(solvers.Euler(), denoise, FLOW, X, TIMES, path=True))()
+    for got, expected in zip(ours, theirs(PERTURBED[name], skips=True), strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
