@@ -1,6 +1,7 @@
 """Sample from a trained run: `jdiff sample RUN_DIR [--num 500 --solver heun --steps 20 ...]`."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -22,8 +23,8 @@ class Arguments:
 
     run_dir: str
     """A run directory made by jdiff train."""
-    labels: tuple[int, ...] = ()
-    """Classes to cycle through; all when left out."""
+    labels: tuple[str, ...] = ()
+    """Classes to cycle through, by name or number; all when left out."""
     seed: int = 0
     """Sample i is a function of (seed, i) and its label."""
     step: int | None = None
@@ -31,7 +32,7 @@ class Arguments:
     params: str | None = None
     """An average made by jdiff average, in place of a checkpoint's."""
     out: str = "samples.png"
-    """Where to: a .png picture, or an .npz with `samples` and `labels` (-1 where there are no classes)."""
+    """Where to: a .png picture, or an .npz with `samples`, `labels` (-1 without classes) and `class_names`."""
 
 
 def main(argv: list[str]) -> int:
@@ -47,22 +48,32 @@ def main(argv: list[str]) -> int:
     run = runs.open_run(a.run_dir)
     dataclasses.replace(run.config, sample=sampling)  # checks the numbers
     configs.build_sampler(sampling, run.schedule)
+    asked = classes(a.labels, run)
     num, (source, params) = sampling.num, restored(a, run)
 
-    x, labels = runs.draw(run, params, jax.random.key(a.seed), num, sampling, a.labels or None)
-    samples = run.dataset.to_data(x)
+    x, labels = runs.draw(run, params, jax.random.key(a.seed), num, sampling, asked)
+    samples = run.facts.to_data(x)
     if out.suffix == ".npz":
         labels = np.full(num, -1) if labels is None else labels  # -1: this run has no classes
-        labels = labels.astype(np.int32)
-        files.write(out, lambda file: np.savez_compressed(file, samples=samples, labels=labels))
-    elif run.dataset.is_image:
+        labels, class_names = labels.astype(np.int32), np.array(run.facts.class_names, str)
+        arrays = functools.partial(np.savez_compressed, samples=samples, labels=labels, class_names=class_names)
+        files.write(out, arrays)
+    elif run.facts.is_image:
         plot.image_grid(out, samples, columns=min(num, max(10, int(np.sqrt(num)))))
     else:
-        real = run.dataset.held_x if len(run.dataset.held_x) else run.dataset.x
-        plot.plane_figure(out, [(0.0, real)], [(0.0, samples)])
+        real = run.facts.points
+        plot.plane_figure(out, [] if real is None else [(0.0, real)], [(0.0, samples)])
     words = f"{sampling.solver.name}, {sampling.steps} steps, guidance {sampling.guidance:g}"
     print(f"{num} samples of {source} ({words}) in {out}")
     return 0
+
+
+def classes(words: tuple[str, ...], run: runs.Run) -> list[int] | None:
+    """The numbers of the classes that words name; None for no words."""
+    try:
+        return [run.facts.number_of(word) for word in words] or None
+    except ValueError as error:
+        raise configs.ConfigError(f"--labels: {error}") from error
 
 
 def restored(a: Arguments, run: runs.Run):

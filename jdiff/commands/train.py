@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
         chunks = run.dataset.read(config.seed, settings.batch, visits(step, last, settings), rows, position)
         flops = watch.peak_flops(devices)
         peak = flops / runs.step_flops(run) if flops else None
-        images = settings.batch if run.dataset.is_image else 0
+        images = settings.batch if run.facts.is_image else 0
         log = watch.Log(directory, step, settings.steps, images, peak, first)
         writer = checkpoint.Writer(run.checkpoints, settings.keep, settings.keep_every)
         note = dict(config=configs.to_dict(config), samples=runs.about_data(run))
@@ -212,7 +212,7 @@ def introduce(run: runs.Run, state, devices: list, say, warn) -> None:
     """Say what is trained, and warn where the process does not end in noise."""
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     steps = f"steps {int(state.step):,} to {run.config.train.steps:,}"
-    line = f"{run.config.name}: {size:,} parameters, {run.dataset.size:,} samples, {steps}"
+    line = f"{run.config.name}: {size:,} parameters, {run.facts.size:,} samples, {steps}"
     line += f", {len(devices)} devices" if len(devices) > 1 else ""
     say(line + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""))
     snr, matched = runs.terminal_snr(run), run.config.sample.match_prior

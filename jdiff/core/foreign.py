@@ -122,7 +122,11 @@ def npz_names(path) -> list[str]:
 
 
 def read_npz(
-    path, wanted: Collection[str] | None = None, most: int = UNPACKED_BYTES, advice: str = ""
+    path,
+    wanted: Collection[str] | None = None,
+    most: int = UNPACKED_BYTES,
+    advice: str = "",
+    text: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """The arrays of numbers in a .npz file, by name.
 
@@ -131,6 +135,7 @@ def read_npz(
         wanted: the names of the arrays to read; None for all. Others are not looked at.
         most: a file of any size may unpack to so many bytes (see `check_size`).
         advice: what to do about a file that takes more.
+        text: the names of arrays that may hold text instead.
 
     Raises:
         ValueError: the file is damaged, holds anything but numbers, or would take more memory than it may.
@@ -138,7 +143,7 @@ def read_npz(
     with _opened(path) as archive:
         members = {name: info for name, info in _members(archive).items() if wanted is None or name in wanted}
         check_size(sum(info.file_size for info in members.values()), os.path.getsize(path), most, advice)
-        return {name: _array(archive, name, info) for name, info in members.items()}
+        return {name: _array(archive, name, info, "U" * (name in text)) for name, info in members.items()}
 
 
 def map_npy(path) -> np.ndarray:
@@ -157,8 +162,8 @@ def map_npy(path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def npy_header(file) -> tuple[tuple[int, ...], np.dtype]:
-    """The (shape, dtype) that an open .npy file says it has.
+def npy_header(file, more: str = "") -> tuple[tuple[int, ...], np.dtype]:
+    """The (shape, dtype) that an open .npy file says it has; it may be of `more` kinds than numbers, as "U" for text.
 
     Raises:
         ValueError: it holds anything but numbers.
@@ -170,7 +175,7 @@ def npy_header(file) -> tuple[tuple[int, ...], np.dtype]:
         shape, _, dtype = NPY_HEADERS[version](file)
     except Exception as error:  # NumPy reads the header as a literal of Python's: SyntaxError, RecursionError, ...
         raise ValueError(f"not an array ({_reason(error)})") from error
-    if dtype.kind not in "biufc" or any(length < 0 for length in shape):
+    if dtype.kind not in "biufc" + more or any(length < 0 for length in shape):
         raise ValueError(f"{dtype} {shape}, which are not numbers")
     return shape, dtype
 
@@ -191,10 +196,10 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return members
 
 
-def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.ndarray:
+def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo, more: str) -> np.ndarray:
     try:
         with archive.open(info) as member:
-            shape, dtype = npy_header(member)
+            shape, dtype = npy_header(member, more)
             if member.tell() + _size(shape, dtype) != info.file_size:
                 raise ValueError(f"{dtype} {shape}, which are not its {info.file_size:,} bytes")
             member.seek(0)

@@ -2,13 +2,14 @@
 
 There are three kinds: a `Dataset` lies in memory, `Records` are decoded as they are read, and a `Stream` can only be
 read forwards. All have `name`, `size`, `shape`, `classes`, `is_image`, `in_memory`, `held_x`, `held_labels`,
-`to_model`, `to_data`, `moments()` and `read(seed, batch, visits, rows, state)`.
+`class_names`, `to_model`, `to_data`, `moments()`, `fingerprint()` and `read(seed, batch, visits, rows, state)`.
 """
 
 from jdiff.data.augmentation import augment, flip
 from jdiff.data.background import Prefetch, prefetch
-from jdiff.data.dataset import Batches, DataError, Dataset
+from jdiff.data.dataset import Batches, DataError, Dataset, DataWarning
 from jdiff.data.embedded import circles, digits, moons, scurve, scurve_points, swiss_roll
+from jdiff.data.facts import DataFacts, facts_of, read_facts, write_facts
 from jdiff.data.from_arrays import arrays
 from jdiff.data.from_folder import folder
 from jdiff.data.from_tfds import tfds
@@ -21,8 +22,8 @@ from jdiff.data.unlabelled import without_labels
 from jdiff.data.write import write_tfds
 
 __all__ = [
-    "DATASETS", "Batches", "DataError", "Dataset", "Prefetch", "Records", "Stream", "arrays", "augment",
-    "batch_indices", "celeba", "cifar10", "circles", "digits", "fashion_mnist", "flip", "folder", "hold_out",
-    "imagenet64", "load", "mnist", "moons", "prefetch", "register_dataset", "scurve", "scurve_points", "swiss_roll",
-    "tfds", "without_labels", "write_tfds",
+    "DATASETS", "Batches", "DataError", "DataFacts", "DataWarning", "Dataset", "Prefetch", "Records", "Stream",
+    "arrays", "augment", "batch_indices", "celeba", "cifar10", "circles", "digits", "facts_of", "fashion_mnist", "flip",
+    "folder", "hold_out", "imagenet64", "load", "mnist", "moons", "prefetch", "read_facts", "register_dataset",
+    "scurve", "scurve_points", "swiss_roll", "tfds", "without_labels", "write_facts", "write_tfds",
 ]  # fmt: skip

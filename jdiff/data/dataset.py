@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff.core.foreign import one_line
-from jdiff.data.order import batch_indices, own_rows
+from jdiff.data import fingerprint
+from jdiff.data.order import batch_indices, own_rows, spread
 
 
 class DataError(ValueError):
@@ -17,6 +18,10 @@ class DataError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
+
+
+class DataWarning(UserWarning):
+    """Something about data that their user should know; the message is one line."""
 
 
 class Batches(NamedTuple):
@@ -46,6 +51,7 @@ class Dataset:
         held_x: the held-out samples, of the same kind.
         held_labels: their classes, or None.
         classes: the number of classes, 0 for none.
+        class_names: their names; () for their numbers.
     """
 
     name: str
@@ -54,8 +60,12 @@ class Dataset:
     held_x: np.ndarray
     held_labels: np.ndarray | None
     classes: int = 0
+    class_names: tuple[str, ...] = ()
 
     in_memory = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "class_names", names_of_classes(self.name, self.class_names, self.classes))
 
     @property
     def is_image(self) -> bool:
@@ -84,6 +94,11 @@ class Dataset:
         """(mean, std) of the training set in the model's numbers, each of the shape of one sample."""
         return moments(self.x, self.is_image)
 
+    def fingerprint(self) -> str:
+        """A word that other data do not have: of the size, all labels, and 64 samples."""
+        looked_at = np.asarray(self.x[spread(self.size, fingerprint.LOOKED_AT)])
+        return fingerprint.digest(["arrays", self.size, self.classes, looked_at, self.labels])
+
     def read(
         self, seed: int, batch: int, visits: Iterable[tuple[int, int]], rows: slice = slice(None), state: Any = None
     ) -> Iterator[Batches]:
@@ -105,6 +120,23 @@ class Dataset:
             index = batch_indices(self.size, batch, seed, start, count)[:, rows]
             labels = None if self.labels is None else np.take(self.labels, index)
             yield Batches(np.take(self.x, index, axis=0), labels)
+
+
+def names_of_classes(data: str, names: Iterable[str], classes: int) -> tuple[str, ...]:
+    """The names of all classes: those given, or the numbers from 0 where none are.
+
+    Args:
+        data: the name of the data, for the message.
+        names: the names, or none.
+        classes: how many classes there are.
+
+    Raises:
+        ValueError: there are more or fewer names than classes, or two are the same.
+    """
+    names = tuple(map(str, names)) or tuple(map(str, range(classes)))
+    if len(set(names)) != classes:
+        raise ValueError(f"{data} has {classes} classes, and {len(set(names))} different names for them")
+    return names
 
 
 def to_model(x, is_image: bool) -> jax.Array:

@@ -11,6 +11,7 @@ from jdiff.data.records import CACHE
 from jdiff.data.registry import register_dataset
 
 SAMPLES, LABELS = ("x", "images", "samples", "arr_0"), ("labels", "label", "y", "arr_1")
+NAMES = ("class_names", "names")  # of the classes
 
 
 @register_dataset
@@ -25,7 +26,8 @@ def arrays(
     """The samples of a .npy file, or of a .npz file under x, images, samples or arr_0.
 
     Images are uint8 (N, H, W, C) with C from 1 to 4, or (N, H, W), which is read as C = 1. Points are floats (N, D).
-    Labels are whole numbers (N,) from 0, in a .npz under labels, label, y or arr_1. A .npy is mapped and not read: do
+    Labels are whole numbers (N,) from 0, in a .npz under labels, label, y or arr_1; the classes may have
+    names there, texts under class_names or names. A .npy is mapped and not read: do
     not cut it short while it is in use.
 
     Args:
@@ -43,7 +45,7 @@ def arrays(
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"arrays: there is no file {file}")
-    x, of_x = _open(file, LABELS if labels else (), cache)
+    x, of_x, names = _open(file, LABELS if labels else (), cache)
     x = _checked(x, file)
     of_x = None if of_x is None else _checked_labels(of_x, len(x), file)
     keep, held = hold_out(len(x), held_out, seed)
@@ -52,24 +54,29 @@ def arrays(
     else:
         held_x, x = x[held], x[keep]
     pick = (lambda rows: None) if of_x is None else (lambda rows: of_x[rows])
-    return Dataset(file.stem, x, pick(keep), held_x, pick(held), _count(of_x, classes, file))
+    number = _number(of_x, len(names) if classes is None and names else classes, file)
+    if number and names and len(set(names)) != number:
+        raise DataError(f"arrays: {file} has {number:,} classes, and {len(set(names)):,} different names for them")
+    return Dataset(file.stem, x, pick(keep), held_x, pick(held), number, names if number else ())
 
 
 def _open(path: Path, of_labels: tuple[str, ...], cache: int):
-    """(samples, labels or None) as they are in the file; a .npy is mapped and not read."""
+    """(samples, labels or None, names of the classes) as they are in the file; a .npy is mapped and not read."""
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"PK"
         if not packed:
-            return foreign.map_npy(path), None
+            return foreign.map_npy(path), None, ()
         names = foreign.npz_names(path)
-        name, label = (next((name for name in known if name in names), None) for known in (SAMPLES, of_labels))
+        kinds = (SAMPLES, of_labels, NAMES if of_labels else ())
+        name, label, of_classes = (next((name for name in known if name in names), None) for known in kinds)
         if name is None:
             have = ", ".join(names) or "nothing"
             raise DataError(f"arrays: {path} holds {have}; expected samples under one of {', '.join(SAMPLES)}")
-        wanted = [name] if label is None else [name, label]
-        found = foreign.read_npz(path, wanted, cache, "give a larger cache=")
-        return found[name], None if label is None else found[label]
+        wanted = [one for one in (name, label, of_classes) if one is not None]
+        found = foreign.read_npz(path, wanted, cache, "give a larger cache=", NAMES)
+        texts = () if of_classes is None else _checked_names(found[of_classes], path)
+        return found[name], None if label is None else found[label], texts
     except DataError:
         raise
     except (ValueError, OSError) as error:
@@ -109,7 +116,15 @@ def _checked_labels(labels: np.ndarray, n: int, path: Path) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def _count(labels: np.ndarray | None, classes: int | None, path: Path) -> int:
+def _checked_names(names: np.ndarray, path: Path) -> tuple[str, ...]:
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise DataError(
+            f"arrays: the names of the classes in {path} are {names.dtype} {names.shape}; expected texts (classes,)"
+        )
+    return tuple(map(str, names))
+
+
+def _number(labels: np.ndarray | None, classes: int | None, path: Path) -> int:
     """The number of classes. Raises DataError where one stray label would make thousands of classes."""
     if labels is None:
         if classes:

@@ -7,6 +7,7 @@ import numpy as np
 
 from jdiff.core import foreign
 from jdiff.core.extras import needs
+from jdiff.data import fingerprint
 from jdiff.data.dataset import DataError
 from jdiff.data.images import from_bytes
 from jdiff.data.order import spread
@@ -54,7 +55,8 @@ def tfds(
             f"{size=}"
         )
     builder = _builder(name, data_dir)
-    shape, channels, classes = _features(builder, image, label, size, channels)
+    shape, channels, names = _features(builder, image, label, size, channels)
+    classes = len(names)
     shape = (shape[0] + 2 * pad, shape[1] + 2 * pad, channels)
 
     def open_split(split):
@@ -99,6 +101,15 @@ def tfds(
             return np.zeros((0, *shape), np.uint8), np.zeros(0, np.int32) if classes else None
         return decode(take_of(held_source), spread(len(held_source), HELD), shape, threads)
 
+    def identify():
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        looked_at = []
+        for record in source.__getitems__([int(row) for row in spread(len(source), fingerprint.LOOKED_AT)]):
+            feature = tf_example_pb2.Example.FromString(record).features.feature
+            looked_at += [feature[image].bytes_list.value[0], *(feature[label].int64_list.value if classes else ())]
+        return fingerprint.digest(["tfds", len(source), *looked_at])
+
     source = open_split(split)
     held_source = None if held_split is None else open_split(held_split)
     return Records(
@@ -110,6 +121,8 @@ def tfds(
         classes=classes,
         in_memory=fits(len(source), shape, cache),
         threads=threads,
+        class_names=names,
+        identify=identify,
     )
 
 
@@ -190,7 +203,7 @@ def _quiet():
 
 
 def _features(builder, image: str, label: str | None, size: int | None, channels: int | None):
-    """((height, width), channels, classes) of the samples. Raises DataError for features that are not as expected."""
+    """((height, width), channels, names of the classes) of the samples. Raises DataError for other features."""
     from tensorflow_datasets import features as kinds
 
     features = builder.info.features
@@ -208,5 +221,5 @@ def _features(builder, image: str, label: str | None, size: int | None, channels
     channels = channels or (1 if stored == 1 else 3)
     if channels not in (1, 3) or features[image].np_dtype != np.uint8:
         raise DataError(f"tfds: {builder.name}: expected channels 1 or 3, uint8; got {channels}")
-    classes = 0 if label is None else features[label].num_classes
-    return ((size, size) if size else tuple(sides)), channels, classes
+    names = () if label is None else tuple(features[label].names)
+    return ((size, size) if size else tuple(sides)), channels, names

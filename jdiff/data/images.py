@@ -6,6 +6,7 @@ import numpy as np
 
 from jdiff.core.extras import needs
 
+FORMATS = ("PNG", "JPEG", "WEBP")
 PIXELS = 178_956_970  # the largest image that is decoded; Pillow has the same limit, which any program may change
 
 
@@ -53,6 +54,46 @@ def _eight_bit(image):
     return image
 
 
+def check_whole(path) -> tuple[int, int]:
+    """(height, width) of an image file; that it is whole is found out without decoding, if it can be.
+
+    The checksums of a PNG are compared, a WebP must have the length that it says, and a JPEG its last mark. An image
+    that is suspect after that is decoded.
+
+    Raises:
+        ValueError: it is damaged, no such image, or too large: see `from_bytes`.
+        OSError: it cannot be opened.
+    """
+    with needs("jdiff.data needs"):
+        from PIL import Image
+
+    with open(path, "rb") as file:
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                kind, (width, height) = image.format, image.size
+                if kind == "PNG":
+                    image.verify()
+            whole = width * height <= PIXELS and (kind == "PNG" or _ends_well(file, kind))
+        except MemoryError:
+            raise
+        except Exception:  # decoding says what is wrong
+            whole = False
+        if not whole:
+            file.seek(0)
+            from_bytes(file.read(), 1, 1)
+    return height, width
+
+
+def _ends_well(file, kind: str | None) -> bool:
+    """Whether an open WebP has the length that it says, or a JPEG the mark of its end among its last bytes."""
+    length = file.seek(0, io.SEEK_END)
+    if kind == "WEBP":
+        file.seek(4)
+        return int.from_bytes(file.read(4), "little") + 8 <= length
+    file.seek(max(0, length - 1024))
+    return b"\xff\xd9" in file.read()
+
+
 def from_bytes(content: bytes, size: int | None = None, channels: int = 3, crop: int | None = None) -> np.ndarray:
     """The image in the bytes of a PNG, JPEG or WebP file; for the arguments see `to_array`.
 
@@ -64,7 +105,7 @@ def from_bytes(content: bytes, size: int | None = None, channels: int = 3, crop:
         from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if (pixels := image.width * image.height) <= PIXELS:
                 return to_array(image, size, channels, crop)
     except MemoryError:

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from jdiff.core.extras import needs
-from jdiff.data.dataset import Batches, DataError, Dataset, moments, to_data, to_model
+from jdiff.data import fingerprint
+from jdiff.data.dataset import Batches, DataError, Dataset, moments, names_of_classes, to_data, to_model
 from jdiff.data.order import batch_indices, own_rows, spread
 
 Take = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
@@ -31,6 +32,9 @@ class Records:
         classes: the number of classes, 0 for none.
         in_memory: decode all samples on first use and keep them.
         threads: how many threads decode.
+        class_names: the names of the classes; () for their numbers.
+        identify: makes the fingerprint of what is stored; without it, that of some decoded samples is made.
+        original: (n, 2), the heights and widths of the images before they were cropped and resized, where it is known.
     """
 
     name: str
@@ -41,8 +45,14 @@ class Records:
     classes: int = 0
     in_memory: bool = False
     threads: int = 4
+    class_names: tuple[str, ...] = ()
+    identify: Callable[[], str] | None = None
+    original: np.ndarray | None = None
 
     is_image = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "class_names", names_of_classes(self.name, self.class_names, self.classes))
 
     @functools.cached_property
     def stored(self) -> Dataset:
@@ -55,7 +65,8 @@ class Records:
             gib = self.size * np.prod(self.shape) / 2**30
             raise DataError(f"{self.name} takes {gib:.1f} GiB in memory, more than its cache; read it, or raise cache=")
         x, labels = decode(self.take, np.arange(self.size), self.shape, self.threads)
-        return Dataset(self.name, x, labels, x[:0], None if labels is None else labels[:0], self.classes)
+        none = None if labels is None else labels[:0]
+        return Dataset(self.name, x, labels, x[:0], none, self.classes, self.class_names)
 
     @property
     def x(self) -> np.ndarray:
@@ -92,6 +103,13 @@ class Records:
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """(mean, std) of the training set in the model's numbers; of 4,096 samples if it is not in memory."""
         return self.stored.moments() if self.in_memory else moments(self.take(spread(self.size, 4096))[0], True)
+
+    def fingerprint(self) -> str:
+        """A word that other data do not have, as far as a look at some of them can tell."""
+        if self.identify is not None:
+            return self.identify()
+        x, labels = self.take(spread(self.size, fingerprint.LOOKED_AT))
+        return fingerprint.digest(["records", self.size, self.classes, x, labels])
 
     def read(
         self, seed: int, batch: int, visits: Iterable[tuple[int, int]], rows: slice = slice(None), state: Any = None

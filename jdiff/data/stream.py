@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jdiff.data.dataset import Batches, DataError, moments, to_data, to_model
+from jdiff.data import fingerprint
+from jdiff.data.dataset import Batches, DataError, moments, names_of_classes, to_data, to_model
 from jdiff.data.order import own_rows
 
 
@@ -27,6 +28,7 @@ class Stream:
         decode: `(element) -> (x, label)`, label being None without classes. It is called only for the rows that a
             process keeps, so work belongs there. Without it, elements are such pairs, or x alone.
         held_x, held_labels: the held-out samples and their classes; None for no samples.
+        class_names: the names of the classes; () for their numbers.
     """
 
     name: str
@@ -37,10 +39,12 @@ class Stream:
     decode: Callable[[Any], tuple[Any, Any]] | None = None
     held_x: np.ndarray | None = None
     held_labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
 
     in_memory = False
 
     def __post_init__(self):
+        object.__setattr__(self, "class_names", names_of_classes(self.name, self.class_names, self.classes))
         if self.held_x is None:
             object.__setattr__(self, "held_x", np.zeros((0, *self.shape), self._dtype))
             object.__setattr__(self, "held_labels", np.zeros(0, np.int32) if self.classes else None)
@@ -66,6 +70,10 @@ class Stream:
         """(mean, std) of the first 4,096 samples of seed 0, in the model's numbers."""
         chunk = next(self.read(0, 64, [(0, 64)]))
         return moments(chunk.x.reshape(-1, *self.shape), self.is_image)
+
+    def fingerprint(self) -> str:
+        """A word for the size, the shape and the classes: no sample is read, which could fill a buffer."""
+        return fingerprint.digest(["stream", self.size, *self.shape, *self.class_names])
 
     def read(
         self, seed: int, batch: int, visits: Iterable[tuple[int, int]], rows: slice = slice(None), state: Any = None

@@ -41,7 +41,7 @@ def make_denoiser(run: Run, params: Any, labels, sampling: Sample):
 
     denoise = given(labels)
     if labels is not None and sampling.guidance != 1:
-        no_class = jnp.full_like(labels, run.dataset.classes)
+        no_class = jnp.full_like(labels, run.facts.classes)
         denoise = guidance.cfg(denoise, given(no_class), sampling.guidance)
     return denoise if sampling.clip is None else guidance.threshold(denoise, run.schedule, sampling.clip)
 
@@ -76,7 +76,7 @@ def draw(
     Raises:
         ConfigError: a label is no class, guidance is asked for without classes, or a sample is not finite or explodes.
     """
-    classes = run.dataset.classes
+    classes = run.facts.classes
     if labels is not None:
         _check_labels(labels, classes)
     cycle = np.resize(np.arange(classes) if labels is None else np.asarray(labels), num) if classes else None
@@ -112,20 +112,20 @@ def make_sampler(run: Run, sampling: Sample, size: int) -> Callable:
     Raises:
         ConfigError: guidance is asked for without classes, or the solver or the times have no meaning.
     """
-    if sampling.guidance != 1 and not run.dataset.classes:
+    if sampling.guidance != 1 and not run.facts.classes:
         weight = sampling.guidance
-        raise ConfigError(f"guidance {weight} needs classes, and {run.dataset.name} has none; use guidance 1")
+        raise ConfigError(f"guidance {weight} needs classes, and {run.facts.name} has none; use guidance 1")
     solver, times = configs.build_sampler(sampling, run.schedule)
     if run.config.self_conditioning is not None:
         solver = Remember(solver)
-    mean, std = run.dataset.moments() if sampling.match_prior else (0.0, 0.0)
+    mean, std = run.moments() if sampling.match_prior else (0.0, 0.0)
 
     def one_batch(params, key, rows, labels, path):
         prior_key, solver_key = jax.random.split(key)
         prior_keys, solver_keys = (
             jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(rows) for k in (prior_key, solver_key)
         )
-        start = prior(run.schedule, prior_keys, (size, *run.dataset.shape), times[0], mean=mean, std=std)
+        start = prior(run.schedule, prior_keys, (size, *run.facts.shape), times[0], mean=mean, std=std)
         denoise = make_denoiser(run, params, labels, sampling)
         if not path:
             return sample(solver, denoise, run.schedule, start, times, solver_keys), None

@@ -33,13 +33,13 @@ def picture(run: Run, params: Any, name: str) -> Path:
     """
     path = run.directory / "samples" / f"{name}.png"
     key = jax.random.key(run.config.seed + 2)
-    (images if run.dataset.is_image else plane)(run, params, key, path)
+    (images if run.facts.is_image else plane)(run, params, key, path)
     return path
 
 
 def images(run: Run, params: Any, key, path: Path) -> None:
     """Write a grid of images: a row for each class, or rows of ten where there are no classes."""
-    sampling, data = run.config.sample, run.dataset
+    sampling, data = run.config.sample, run.facts
     if not data.classes:
         x, _ = draw(run, params, key, sampling.num, sampling)
         plot.image_grid(path, data.to_data(x), columns=10)
@@ -47,20 +47,23 @@ def images(run: Run, params: Any, key, path: Path) -> None:
     columns = max(1, sampling.num // data.classes)
     labels = np.repeat(np.arange(data.classes), columns)
     x, _ = draw(run, params, key, len(labels), sampling, labels)
-    plot.image_grid(path, data.to_data(x), columns, range(data.classes))
+    plot.image_grid(path, data.to_data(x), columns, data.class_names)
 
 
 def plane(run: Run, params: Any, key, path: Path) -> None:
     """Write the figure of a plane: the data as noise grows, the samples as it falls, and the loss so far."""
-    sampling, data = run.config.sample, run.dataset
+    sampling, data = run.config.sample, run.facts
     x, _, states = draw(run, params, key, sampling.num, sampling, batch=sampling.num, path=True)
     _, times = configs.build_sampler(sampling, run.schedule)
     picks = np.unique(np.linspace(0, len(times) - 1, PANELS).round().astype(int))[:-1]
-    x0 = data.to_model(data.held_x if len(data.held_x) else data.x)
-    eps = jax.random.normal(key, x0.shape)
-    noised = [(float(times[i]), q_sample(run.schedule, x0, jnp.asarray(float(times[i])), eps)) for i in picks[::-1]]
+    forward = []
+    if data.points is not None:
+        x0 = data.to_model(data.points)
+        eps = jax.random.normal(key, x0.shape)
+        noised = [(float(times[i]), q_sample(run.schedule, x0, jnp.asarray(float(times[i])), eps)) for i in picks[::-1]]
+        forward = [(0.0, x0), *noised]
     sampled = [(float(times[i]), states[i]) for i in picks]
     entries = watch.read_metrics(run.directory / "metrics.jsonl")
     entries = [entry for entry in entries if isinstance(entry.get("loss"), float)]  # None where it was not finite
     losses = [entry["step"] for entry in entries], [entry["loss"] for entry in entries]
-    plot.plane_figure(path, [(0.0, x0), *noised], [*sampled, (0.0, x)], losses)
+    plot.plane_figure(path, forward, [*sampled, (0.0, x)], losses)

@@ -42,7 +42,7 @@ def make_loss(run: Run) -> Callable:
         loss_key, label_key, network_key, flip_key, augment_key = split(key, 5)
         options = dict(train=True, rngs={"dropout": joint(network_key)})
         if labels is not None:
-            labels = drop_labels(label_key, labels, settings.label_dropout, run.dataset.classes)
+            labels = drop_labels(label_key, labels, settings.label_dropout, run.facts.classes)
         if settings.augment:
             x0, options["augment"] = augment(augment_key, x0, settings.augment)
         elif settings.flip:  # the augmentation mirrors half of the images itself
@@ -71,7 +71,7 @@ def make_take(run: Run) -> Callable:
 
     def take(arrays, index):
         x, labels = arrays
-        return run.dataset.to_model(x[index]), None if labels is None else labels[index]
+        return run.facts.to_model(x[index]), None if labels is None else labels[index]
 
     return take
 
@@ -83,8 +83,8 @@ def rehearse(run: Run) -> None:
         ConfigError: the parts do not fit, or the training state does not fit into the memory. The message has what the
             network or the solver said.
     """
-    key, labels = jax.random.key(0), jnp.zeros(2, jnp.int32) if run.dataset.classes else None
-    x0 = jax.ShapeDtypeStruct((2, *run.dataset.shape), jnp.float32)
+    key, labels = jax.random.key(0), jnp.zeros(2, jnp.int32) if run.facts.classes else None
+    x0 = jax.ShapeDtypeStruct((2, *run.facts.shape), jnp.float32)
     try:
         params = param_shapes(run)
         state = jax.eval_shape(functools.partial(state_of, run), params)
@@ -103,7 +103,7 @@ def rehearse(run: Run) -> None:
 def step_flops(run: Run) -> int:
     """FLOPs of one training step: three times those of the network's call, for the two products of each gradient."""
     batch = run.config.train.batch
-    cond = jax.ShapeDtypeStruct((batch,), jnp.int32) if run.dataset.classes else None
+    cond = jax.ShapeDtypeStruct((batch,), jnp.int32) if run.facts.classes else None
     return 3 * summary(run.model, (batch, *run.input_shape), cond=cond).flops
 
 

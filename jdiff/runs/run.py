@@ -1,14 +1,16 @@
 """A run directory, and what its config makes of it: data, network, training state.
 
-`DIR/{config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/}`.
+`DIR/{config.json, data.json, data.npz, checkpoints/, metrics.jsonl, tensorboard/, samples/}`.
 """
 
 import dataclasses
+import functools
+import inspect
 import json
 import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ import numpy as np
 from jdiff import config as configs
 from jdiff.config import Config, ConfigError
 from jdiff.core import files
-from jdiff.data import Dataset, without_labels
+from jdiff.core.told import told
+from jdiff.data import DATASETS, DataFacts, DataWarning, facts_of, read_facts, without_labels, write_facts
 from jdiff.losses import Regression
 from jdiff.losses.levels import LossAware
 from jdiff.runs import lock
@@ -27,7 +30,8 @@ from jdiff.train import checkpoint, parallel
 from jdiff.train.step import TrainState, init_state
 
 UNFIT = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, MemoryError)  # what wrong sizes raise
-DATA_PLACE = ("data.args.data_dir", "data.args.cache", "data.args.threads")  # where data are, and how they are read
+DATA_PATH = "data.args.path"  # where data are that are known by their fingerprint
+DATA_PLACE = (DATA_PATH, "data.args.data_dir", "data.args.cache", "data.args.threads")  # and how they are read
 # the settings that samples of a trained average do not depend on, or only as asked for when they are drawn
 UNSAMPLED = ("name", "seed", "levels", "weight", "coupling", "loss.args", "train", "sample", *DATA_PLACE)
 # the settings that may change between two starts of one training run
@@ -46,14 +50,30 @@ class Run:
     """Where the run is kept."""
     config: Config
     """What it is made of."""
-    dataset: Dataset
-    """Its data."""
+    facts: DataFacts
+    """What is known of its data, which a trained run keeps."""
     model: Any
     """Its network: a module with `init` and `apply`."""
     regression: Regression
     """What its loss regresses, and at which noise levels."""
     loss: Any
     """Its loss, one of `jdiff.losses`; `make_loss` adds what training does to data and labels."""
+    open_data: Callable[[], Any]
+    """Opens its data, for `dataset`."""
+
+    @functools.cached_property
+    def dataset(self) -> Any:
+        """Its data, opened when they are first asked for. Sampling does not ask for them.
+
+        Raises:
+            ConfigError: they cannot be read, or have another shape than those of the training.
+        """
+        return self.open_data()
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """(mean, std) of the training samples in the model's numbers; the data are opened if they were not kept."""
+        mean, std = self.facts.mean, self.facts.std
+        return self.dataset.moments() if mean is None or std is None else (mean, std)
 
     @property
     def schedule(self):
@@ -68,13 +88,13 @@ class Run:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one sample as the network sees it: where it is self-conditioned, beside an earlier estimate."""
-        *space, channels = self.dataset.shape
+        *space, channels = self.facts.shape
         return (*space, channels if self.config.self_conditioning is None else 2 * channels)
 
     def init_params(self) -> Any:
         """Fresh parameters, a function of the config's seed."""
         x = jnp.zeros((1, *self.input_shape))
-        cond = jnp.zeros(1, jnp.int32) if self.dataset.classes else None
+        cond = jnp.zeros(1, jnp.int32) if self.facts.classes else None
         return jax.jit(self.model.init)(jax.random.key(self.config.seed), x, jnp.zeros(1), cond)
 
 
@@ -82,7 +102,7 @@ class Run:
 
 
 def build(directory, config: Config) -> Run:
-    """Build a run from its config.
+    """Build a run from its config, and open its data.
 
     Args:
         directory: where it is kept; nothing is read or written there.
@@ -95,15 +115,17 @@ def build(directory, config: Config) -> Run:
         ConfigError: something in the config has no meaning, or does not fit the data.
     """
     configs.check(config)
-    dataset = configs.build_data(config)
-    if config.train.batch > dataset.size:
-        raise ConfigError(f"train.batch is {config.train.batch}, but {dataset.name} has {dataset.size:,} samples")
-    if (config.train.flip or config.train.augment) and not dataset.is_image:
-        raise ConfigError(f"train.flip and train.augment are for images, and {dataset.name} holds points")
-    model = configs.build_model(config, dataset.classes)
-    if dataset.classes and not getattr(model, "num_classes", 0):
-        dataset = without_labels(dataset)
-    return Run(Path(directory), config, dataset, model, configs.build_regression(config), configs.build_loss(config))
+    data = _read_data(config)
+    if config.train.batch > data.size:
+        raise ConfigError(
+            f"train.batch is {config.train.batch}, but {data.name} has {data.size:,} samples to train on; "
+            f"use --train.batch {data.size} or less"
+        )
+    if (config.train.flip or config.train.augment) and not data.is_image:
+        raise ConfigError(f"train.flip and train.augment are for images, and {data.name} holds points")
+    if data.classes and not getattr(configs.build_model(config, data.classes), "num_classes", 0):
+        data = without_labels(data)
+    return _built(directory, config, facts_of(data, config.sample.match_prior), lambda: data)
 
 
 def read_config(directory) -> Config:
@@ -118,13 +140,75 @@ def read_config(directory) -> Config:
     return configs.from_json(path)
 
 
-def open_run(directory) -> Run:
-    """Build the run of an existing directory from its config.json.
+def open_run(directory, data: str | None = None) -> Run:
+    """Build the run of an existing directory from its config.json and data.json; its data are not opened.
+
+    A directory of an earlier version has no data.json. Its data are opened then, and a line says so.
+
+    Args:
+        directory: the run directory.
+        data: another place of its data, in place of the `path` or `data_dir` of its config.
 
     Raises:
         ConfigError: there is no run, or its config has no meaning to this version.
     """
-    return build(directory, read_config(directory))
+    directory = Path(directory)
+    config = read_config(directory)
+    config = config if data is None else _moved(config, data)
+    try:
+        facts, reason = read_facts(directory), f"{directory} has no data.json, which jdiff train writes"
+    except ValueError as error:
+        facts, reason = None, str(error)
+    if facts is not None:
+        configs.check(config)
+        return _built(directory, config, facts, functools.partial(_open_again, config, facts))
+    try:
+        run = build(directory, config)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (the training data are asked for because {reason})") from error
+    _say(f"{reason}: the training data are read instead")
+    return run
+
+
+def _built(directory, config: Config, facts: DataFacts, open_data: Callable[[], Any]) -> Run:
+    """The run of a config on data of which these facts are known."""
+    model = configs.build_model(config, facts.classes)
+    if facts.classes and not getattr(model, "num_classes", 0):
+        raise ConfigError(f"{Path(directory) / 'data.json'} has {facts.classes} classes, and its network knows none")
+    regression, loss = configs.build_regression(config), configs.build_loss(config)
+    return Run(Path(directory), config, facts, model, regression, loss, open_data)
+
+
+def _read_data(config: Config) -> Any:
+    with told(DataWarning):
+        return configs.build_data(config)
+
+
+def _open_again(config: Config, facts: DataFacts) -> Any:
+    """The data of a config, compared with those of the training; a line says where they differ."""
+    data = _read_data(config)
+    data = data if facts.classes else without_labels(data)
+    if (tuple(data.shape), data.is_image) != (facts.shape, facts.is_image):
+        raise ConfigError(f"{data.name} has samples of the shape {data.shape}, and the run makes {facts.shape}")
+    if data.fingerprint() != facts.fingerprint:
+        size = f"{data.size:,} samples, and there were {facts.size:,}" if data.size != facts.size else "other contents"
+        classes = "" if data.class_names == facts.class_names else "; its classes are others too"
+        _say(f"{data.name} is not the data of the training ({size}{classes}): the numbers are about the data of now")
+    return data
+
+
+def _moved(config: Config, place: str) -> Config:
+    """A config whose data are elsewhere."""
+    known = inspect.signature(DATASETS[config.data.name]).parameters if config.data.name in DATASETS else {}
+    name = next((name for name in ("path", "data_dir") if name in known), None)
+    if name is None:
+        raise ConfigError(f"data set {config.data.name!r} has no place, neither path nor data_dir, that could change")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, args=config.data.args | {name: place}))
+
+
+def _say(text: str) -> None:
+    with told(DataWarning):
+        warnings.warn(text, DataWarning, stacklevel=2)
 
 
 def prepare_directory(run: Run) -> None:
@@ -138,17 +222,21 @@ def prepare_directory(run: Run) -> None:
     """
     path = run.directory / "config.json"
     ends = run.config.train.lr_schedule.name in ENDING
-    free = [name for name in FREE if not (ends and name == "train.steps")]
+    notes = (checkpoint.read_note(run.checkpoints, step) for step in reversed(checkpoint.steps(run.checkpoints)))
+    note = next(filter(None, notes), {})
+    known = "fingerprint" in (note.get("samples") or {})  # data that are known may have moved
+    fixed = [*(["train.steps"] if ends else []), *([] if known else [DATA_PATH])]
+    free = [name for name in FREE if name not in fixed]
     if path.is_file() and (change := configs.change(configs.from_json(path), run.config, ignore=free)):
         raise ConfigError(f"{run.directory} holds another run: {change}; choose another --run-dir")
     with checkpoint.told():  # the checkpoints know the config too, where config.json was lost or edited
         check_noted(run, ignore=free)
-    notes = (checkpoint.read_note(run.checkpoints, step) for step in reversed(checkpoint.steps(run.checkpoints)))
-    check_same_data(run, next(filter(None, notes), {}))
+    check_same_data(run, note)
     parallel.anywhere(False)  # all processes have read the directory before one of them writes in it
     if jax.process_index() == 0:
         lock.sweep(run.directory)
         files.write(path, lambda file: file.write(configs.to_json(run.config).encode()))
+        write_facts(run.directory, run.facts)
 
 
 # ---------------------------------------------------------------- what its checkpoints say
@@ -156,25 +244,29 @@ def prepare_directory(run: Run) -> None:
 
 def about_data(run: Run) -> dict:
     """What a checkpoint notes of the data that it was trained on."""
-    return dict(size=run.dataset.size, shape=list(run.dataset.shape))
+    return dict(size=run.facts.size, shape=list(run.facts.shape), fingerprint=run.facts.fingerprint)
 
 
 def check_same_data(run: Run, note: dict) -> None:
-    """Check that a checkpoint was trained on as many samples, of the same shape; else its batches were others.
+    """Check that a checkpoint was trained on these data, as far as its note says; else its batches were others.
 
     Args:
         run: the run, with the data of now.
-        note: of the checkpoint; those of earlier versions say nothing of the data.
+        note: of the checkpoint; those of earlier versions say less of the data, or nothing.
 
     Raises:
         ConfigError: the data are others.
     """
-    old, new = note.get("samples"), about_data(run)
-    if old is not None and old != new:
-        raise ConfigError(
-            f"{run.directory} was trained on other data: its samples had {old}, and these have {new}; bring the data "
-            "back, or choose another --run-dir"
-        )
+    old, new = note.get("samples") or {}, about_data(run)
+    changed = [name for name in new if name in old and old[name] != new[name]]
+    if not changed:
+        return
+    was, now = ({name: about[name] for name in changed} for about in (old, new))
+    what = "there are as many samples, of other contents"
+    what = what if changed == ["fingerprint"] else f"its samples had {was}, and these have {now}"
+    raise ConfigError(
+        f"{run.directory} was trained on other data: {what}; bring the data back, or choose another --run-dir"
+    )
 
 
 def check_noted(run: Run, step: int | None = None, ignore: Iterable[str] = ()) -> None:

@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdiff.core import told as core_told
 from jdiff.core.trees import named_leaves, named_shapes, shape_difference
 from jdiff.train.parallel import anywhere, unstack
 from jdiff.train.step import TrainState
@@ -229,23 +230,9 @@ def set_aside(directory, after: int) -> None:
             _put_aside(path)
 
 
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Print each `CheckpointWarning` of a block as one line on stderr; of several processes, only the first prints.
-
-    Other warnings are shown as usual.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", CheckpointWarning)
-        try:
-            yield
-        finally:
-            of_checkpoints = [w for w in caught if issubclass(w.category, CheckpointWarning)]
-            for warning in of_checkpoints if jax.process_index() == 0 else []:
-                print(f"warning: {warning.message}", file=sys.stderr)
-    for w in caught:
-        if w not in of_checkpoints:
-            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+def told() -> contextlib.AbstractContextManager[None]:
+    """Print each `CheckpointWarning` of a block as one line on stderr; of several processes, only the first prints."""
+    return core_told.told(CheckpointWarning)
 
 
 # ---------------------------------------------------------------- reading

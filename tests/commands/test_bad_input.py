@@ -237,7 +237,8 @@ def test_wrong_fields_of_a_network(args, text):
     points = data.Dataset("points", np.zeros((4, 2), np.float32), None, np.zeros((4, 2), np.float32), None)
     with pytest.raises(ConfigError) as caught:
         made = config(model=Named("mlp", args))
-        runs.param_shapes(runs.Run(Path("no"), made, points, configs.build_model(made, 0), {}, None))
+        facts, model = data.facts_of(points), configs.build_model(made, 0)
+        runs.param_shapes(runs.Run(Path("no"), made, facts, model, {}, None, lambda: points))
     one_line(caught, text)
 
 

@@ -20,7 +20,7 @@ def run():
     )  # fmt: skip
     points = data.scurve(50)
     model, regression = configs.build_model(config, 0), configs.build_regression(config)
-    return runs.Run("no", config, points, model, regression, configs.build_loss(config))
+    return runs.Run("no", config, data.facts_of(points), model, regression, configs.build_loss(config), lambda: points)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,8 @@ def run_of(train=None, **changes):
         levels=Named("uniform", {"t_min": 1e-4, "t_max": 2e-4}), train=Train(**dict(label_dropout=0.0) | (train or {})),
     )  # fmt: skip
     config, spy = Config(**settings | changes), Spy()
-    run = runs.Run("no", config, images, spy, configs.build_regression(config), configs.build_loss(config))
+    facts, regression = data.facts_of(images), configs.build_regression(config)
+    run = runs.Run("no", config, facts, spy, regression, configs.build_loss(config), lambda: images)
     return run, spy
 
 
