@@ -11,7 +11,9 @@ A = TypeVar("A")
 SHORT = {
     "solver": "sample.solver.name", "solver_args": "sample.solver.args", "eta": "sample.solver.args.eta",
     "grid": "sample.grid.name", "grid_args": "sample.grid.args", "steps": "sample.steps",
-    "guidance": "sample.guidance", "clip": "sample.clip", "num": "sample.num",
+    "guidance": "sample.guidance", "guide": "sample.guide.name", "guide_args": "sample.guide.args",
+    "rescale": "sample.rescale", "interval": "sample.interval", "cache": "sample.cache", "clip": "sample.clip",
+    "num": "sample.num",
 }  # fmt: skip
 
 

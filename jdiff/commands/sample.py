@@ -63,7 +63,8 @@ def main(argv: list[str]) -> int:
     else:
         real = run.facts.points
         plot.plane_figure(out, [] if real is None else [(0.0, real)], [(0.0, samples)])
-    words = f"{sampling.solver.name}, {sampling.steps} steps, guidance {sampling.guidance:g}"
+    guide = "" if sampling.guide.name == "cfg" else f" by {sampling.guide.name}"
+    words = f"{sampling.solver.name}, {sampling.steps} steps, guidance {sampling.guidance:g}{guide}"
     print(f"{num} samples of {source} ({words}) in {out}")
     return 0
 

@@ -8,6 +8,7 @@ from jdiff.config.build import (
     average_names,
     build_averages,
     build_data,
+    build_guidance,
     build_loss,
     build_model,
     build_optimizer,
@@ -15,6 +16,7 @@ from jdiff.config.build import (
     build_sampler,
     build_schedule,
     check,
+    check_guide,
     devices,
     limit_threads,
 )
@@ -36,6 +38,7 @@ from jdiff.config.tables import (
     COUPLINGS,
     EMAS,
     GRIDS,
+    GUIDES,
     LEVELS,
     LOSSES,
     SCHEDULES,

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from jdiff.config.schema import Config, ConfigError, Sample, check_kinds, first_line
+from jdiff import guidance
+from jdiff.config.schema import Config, ConfigError, Named, Sample, check_kinds, first_line
 from jdiff.config.tables import (
     CONDITIONINGS,
     COUPLINGS,
     EMAS,
     GRIDS,
+    GUIDES,
     LEVELS,
     LOSSES,
     ON_KNOTS,
@@ -224,6 +226,33 @@ def build_sampler(sample: Sample, schedule):
         raise ConfigError(f"grid {sample.grid.name!r}: {error}") from error
 
 
+def build_guidance(sample: Sample, conditional, other):
+    """The guided denoiser of the sampling part of a config: the method, then `rescale`, `interval` and `clip`.
+
+    Args:
+        sample: that part.
+        conditional: the denoiser that is guided.
+        other: the one that guidance leads away from; None where there is none, and nothing is guided.
+
+    Returns:
+        A `Denoise`.
+
+    Raises:
+        ConfigError: the method or an argument is unknown or out of range.
+    """
+    denoise = conditional
+    if other is not None:
+        other = guidance.cached(other, sample.cache) if sample.cache > 1 else other
+        denoise = make("guide", GUIDES, sample.guide, conditional, other, sample.guidance)
+        if sample.rescale:
+            denoise = guidance.rescale(denoise, conditional, sample.rescale)
+        if sample.interval:
+            denoise = guidance.interval(denoise, conditional, *sample.interval)
+    if sample.clip is None:
+        return denoise
+    return guidance.threshold(denoise, denoise.schedule, sample.clip)
+
+
 def check(config: Config) -> None:
     """Build all that costs nothing, so that a typo shows at once: all but the data and the network's parameters.
 
@@ -244,10 +273,32 @@ def check(config: Config) -> None:
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ConfigError(f"optimizer {config.train.optimizer.name!r}: {first_line(error)}") from error
     build_sampler(config.sample, schedule)
+    check_guide(config.sample)
     if config.model.name not in list_models():
         build_model(config, 0)
     if config.data.name not in DATASETS:
         build_data(config)
+
+
+def check_guide(sample: Sample) -> None:
+    """Try the method of guidance on functions that are no networks.
+
+    Raises:
+        ConfigError: the method or an argument is unknown or out of range, or two settings do not go together.
+    """
+    args = sample.guide.args
+    make(
+        "guide",
+        GUIDES,
+        Named(sample.guide.name, args | {"batched": False} if "batched" in args else args),
+        *_PLAIN,
+        sample.guidance,
+    )
+    if sample.cache > 1 and args.get("batched"):
+        raise ConfigError("sample.cache keeps one branch, and batched evaluates both in one call; choose one of them")
+
+
+_PLAIN = (lambda x, t: x), (lambda x, t: x)
 
 
 def _try_optimizer(tx) -> None:

@@ -111,7 +111,15 @@ class Sample:
     steps: int = 20
     """Times of the grid: network calls of a one-evaluation solver; heun makes 2 steps - 1."""
     guidance: float = 1.0
-    """Weight of classifier-free guidance, within plus and minus 10,000; 1 is none."""
+    """Weight of the guidance, within plus and minus 10,000; 1 is none."""
+    guide: Named = Named("cfg")
+    """The method of guidance: see jdiff info guides."""
+    rescale: float = 0.0
+    """Share, in [0, 1], by which guided estimates are brought back to the spread of the conditional ones."""
+    interval: tuple[float, ...] = ()
+    """Two noise levels sigma/alpha, low and high, between which guidance acts; at all levels when left out."""
+    cache: int = 1
+    """Steps for which the estimate that guidance leads away from is kept: 2 saves a quarter of the evaluations."""
     clip: float | None = None
     """Keep estimates of x_0 within plus and minus this, as DDPM and ADM do with 1; None for no limit."""
     num: int = 100
@@ -169,6 +177,14 @@ class Config:
                 raise ConfigError(f"{name} must be positive, got {value}")
         if abs(s.guidance) > LARGEST_GUIDANCE:
             raise ConfigError(f"sample.guidance must be within +-{LARGEST_GUIDANCE:,}, got {s.guidance:g}; 1 is none")
+        if not 0 <= s.rescale <= 1:
+            raise ConfigError(f"sample.rescale is a share, in [0, 1]; got {s.rescale:g}")
+        if s.interval and not (len(s.interval) == 2 and 0 <= s.interval[0] < s.interval[1]):
+            raise ConfigError(
+                f"sample.interval is two noise levels, 0 <= low < high; got {' '.join(map(str, s.interval))}"
+            )
+        if not 1 <= s.cache <= MOST_TIMES:
+            raise ConfigError(f"sample.cache is a number of steps, 1 or more; got {s.cache}")
         if s.steps > MOST_TIMES:
             raise ConfigError(f"sample.steps must be at most {MOST_TIMES:,}, got {s.steps:,}")
         if not -(2**63) <= self.seed < 2**63 - 2:  # jdiff.commands.train also uses seed + 1 and seed + 2

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jdiff import losses, solvers
+from jdiff import guidance, losses, solvers
 from jdiff.config.schema import ConfigError, Named, check_kinds, first_line
 from jdiff.core import names
 from jdiff.core.checks import LARGEST
@@ -97,6 +97,21 @@ def _predictor_corrector(eta: float = 1.0, snr: float = 0.16, steps: int = 1):
 def _restart(low: float = 0.06, high: float = 0.3, rounds: int = 2, steps: int = 4):
     """Heun's method that goes back from sigma/alpha `low` to `high`, `rounds` times, and down again in `steps`."""
     return solvers.Restart(solvers.Heun(), low, high, rounds, steps)
+
+
+def _autoguidance(conditional, worse, w, run: str, step: int | None = None):
+    """Away from a worse model of the same data: that of the run directory `run`, at `step` or its newest checkpoint."""
+    return guidance.autoguidance(conditional, worse, w)
+
+
+def _perturbed(conditional, worse, w, at: tuple | str | int):
+    """Away from the same network without attention in the parts `at`: stages of a UNet, numbers of a DiT's blocks."""
+    return guidance.autoguidance(conditional, worse, w)
+
+
+def _skipped(conditional, worse, w, at: tuple | str | int):
+    """Away from the same network without the parts `at`: stages of a UNet, numbers of a DiT's blocks."""
+    return guidance.autoguidance(conditional, worse, w)
 
 
 # ---------------------------------------------------------------- grids of n times on a schedule
@@ -209,6 +224,10 @@ GRIDS = {
     "uniform": _uniform, "log_snr": _log_snr, "karras": _karras, "exponential": _exponential,
     "polyexponential": _polyexponential, "beta": _beta, "shifted": _shifted, "sigmas": _sigmas, "discrete": _knots,
 }  # fmt: skip
+GUIDES = {
+    "cfg": guidance.cfg, "apg": guidance.apg, "cfg_pp": guidance.cfg_pp, "tcfg": guidance.tcfg,
+    "zero_star": guidance.zero_star, "autoguidance": _autoguidance, "perturbed": _perturbed, "skipped": _skipped,
+}  # fmt: skip
 
 # ---------------------------------------------------------------- all tables
 
@@ -246,6 +265,7 @@ CHOICES: dict[str, Choice] = {
     "averages": Choice("ema", EMAS, ("train.ema",), ("batch",)),
     "solvers": Choice("solver", SOLVERS, ("sample.solver",)),
     "grids": Choice("grid", GRIDS, ("sample.grid",), ("schedule", "n")),
+    "guides": Choice("guide", GUIDES, ("sample.guide",), ("conditional", "unconditional", "worse", "w", "target")),
 }
 
 

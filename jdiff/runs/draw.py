@@ -1,5 +1,6 @@
 """Samples of a run: its denoiser, and the endless stream of samples of a key."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,42 +9,95 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff import config as configs
-from jdiff import guidance
 from jdiff.config import ConfigError, Sample
 from jdiff.denoisers import denoiser
 from jdiff.process.forward import prior
-from jdiff.runs.run import Run
+from jdiff.runs.run import Run, open_run, restore_ema
 from jdiff.sampling import sample
 from jdiff.solvers import Remember
 
 EXPLODED = 1e6  # of a sample in the model's numbers, which are about 1
 
 
-def make_denoiser(run: Run, params: Any, labels, sampling: Sample):
+@dataclasses.dataclass(frozen=True)
+class Worse:
+    """A worse model of the same data, which autoguidance leads away from."""
+
+    run: Run
+    """Its run."""
+    params: Any
+    """The parameters of its network."""
+
+
+def worse_model(run: Run, sampling: Sample) -> Worse | None:
+    """The model of the run directory that a sampling by autoguidance names; None for other methods.
+
+    Raises:
+        ConfigError: there is no such run, or its samples are not those of `run`.
+    """
+    if sampling.guide.name != "autoguidance":
+        return None
+    configs.check_guide(sampling)
+    other = open_run(sampling.guide.args["run"])
+    ours, theirs = ((r.facts.shape, r.facts.classes, r.schedule) for r in (run, other))
+    if ours != theirs:
+        raise ConfigError(
+            f"autoguidance: {other.directory} has another shape, classes or schedule than {run.directory}"
+        )
+    return Worse(other, restore_ema(other, sampling.guide.args.get("step"))[1])
+
+
+def make_denoiser(run: Run, params: Any, labels, sampling: Sample, worse: Worse | None = None):
     """The denoiser of a run, with the guidance and the limits that a sampling asks for.
 
     Args:
         run: the run.
         params: the parameters of its network.
         labels: the classes of the samples (B,), or None where the run has no classes.
-        sampling: the weight of the guidance, and the limit of the estimates of x_0.
+        sampling: the guidance, and the limit of the estimates of x_0.
+        worse: of `worse_model`.
 
     Returns:
         A `Denoise`.
+
+    Raises:
+        ConfigError: the guidance needs classes, or parts of the network that it has not.
     """
+    conditional = _model(run, params, labels)
+    if not is_guided(sampling):
+        return configs.build_guidance(sampling, conditional, None)
+    if worse is not None:
+        other = _model(worse.run, worse.params, labels)
+    elif sampling.guide.name in WORSE:
+        other = conditional.replace(apply=_changed(run, sampling).apply)
+    else:
+        other = _model(run, params, jnp.full_like(labels, run.facts.classes))
+    return configs.build_guidance(sampling, conditional, other)
+
+
+def is_guided(sampling: Sample) -> bool:
+    """Whether a sampling has any guidance: with w = 1 these methods are the conditional model itself."""
+    return sampling.guidance != 1 or sampling.guide.name not in ("cfg", "apg", "tcfg", *WORSE)
+
+
+WORSE = ("autoguidance", "perturbed", "skipped")  # the methods that need no classes
+
+
+def _model(run: Run, params: Any, cond):
+    """The denoiser of a run's network."""
     trained = run.regression
+    return denoiser(
+        run.model.apply, params, trained.schedule, trained.target, cond, conditioning=trained.conditioning,
+        learned_variance=run.config.loss.name == "hybrid", self_conditioning=trained.self_conditioning is not None,
+    )  # fmt: skip
 
-    def given(cond):
-        return denoiser(
-            run.model.apply, params, trained.schedule, trained.target, cond, conditioning=trained.conditioning,
-            learned_variance=run.config.loss.name == "hybrid", self_conditioning=trained.self_conditioning is not None,
-        )  # fmt: skip
 
-    denoise = given(labels)
-    if labels is not None and sampling.guidance != 1:
-        no_class = jnp.full_like(labels, run.facts.classes)
-        denoise = guidance.cfg(denoise, given(no_class), sampling.guidance)
-    return denoise if sampling.clip is None else guidance.threshold(denoise, run.schedule, sampling.clip)
+def _changed(run: Run, sampling: Sample) -> Any:
+    """The network of a run with parts of it perturbed or skipped."""
+    name, at = sampling.guide.name, sampling.guide.args["at"]
+    if name not in {field.name for field in dataclasses.fields(run.model)}:
+        raise ConfigError(f"guide {name!r} is for UNets and DiTs; model {run.config.model.name!r} has no such parts")
+    return run.model.clone(**{name: at if isinstance(at, tuple) else (at,)})
 
 
 def draw(
@@ -81,13 +135,17 @@ def draw(
         _check_labels(labels, classes)
     cycle = np.resize(np.arange(classes) if labels is None else np.asarray(labels), num) if classes else None
     size = min(batch, num)
-    one_batch = jax.jit(make_sampler(run, sampling, size), static_argnames="path")
+    worse = worse_model(run, sampling)
+    one_batch = jax.jit(make_sampler(run, sampling, size, None if worse is None else worse.run), static_argnames="path")
     drawn: list[np.ndarray] = []
     paths: list[np.ndarray] = []
     for first in range(0, num, size):
         rows = np.minimum(np.arange(first, first + size), num - 1)  # the last batch is filled up, then cut
         cond = None if cycle is None else jnp.asarray(cycle[rows], jnp.int32)
-        x, states = one_batch(params, key, rows, cond, path)
+        try:
+            x, states = one_batch(params, key, rows, cond, path, None if worse is None else worse.params)
+        except ValueError as error:  # what solver, guidance and network say of each other
+            raise ConfigError(configs.first_line(error)) from error
         kept = min(size, num - first)
         drawn.append(np.asarray(x)[:kept])
         if path:
@@ -97,36 +155,42 @@ def draw(
     return (samples, cycle, np.concatenate(paths, axis=1)) if path else (samples, cycle)
 
 
-def make_sampler(run: Run, sampling: Sample, size: int) -> Callable:
+def make_sampler(run: Run, sampling: Sample, size: int, worse: Run | None = None) -> Callable:
     """What draws one batch of a run, to be jitted.
 
     Args:
         run: the run.
         sampling: solver, times, guidance and limits.
         size: samples in a batch, B.
+        worse: the run of `worse_model`, or None.
 
     Returns:
-        `(params, key, rows (B,), labels (B,) or None, path) -> (samples, states at the times, or None)`. The rows are
-        the positions of the samples in the stream of `key`; `path` is static, and asks for the states.
+        `(params, key, rows (B,), labels (B,) or None, path, worse_params=None) -> (samples, states at the times, or
+        None)`. The rows are the positions of the samples in the stream of `key`; `path` is static, and asks for the
+        states.
 
     Raises:
         ConfigError: guidance is asked for without classes, or the solver or the times have no meaning.
     """
-    if sampling.guidance != 1 and not run.facts.classes:
-        weight = sampling.guidance
-        raise ConfigError(f"guidance {weight} needs classes, and {run.facts.name} has none; use guidance 1")
+    configs.check_guide(sampling)
+    if is_guided(sampling) and sampling.guide.name not in WORSE and not run.facts.classes:
+        weight, others = sampling.guidance, ", ".join(WORSE)
+        raise ConfigError(
+            f"guidance {weight:g} needs classes, and {run.facts.name} has none; use guidance 1, or a guide of {others}"
+        )
     solver, times = configs.build_sampler(sampling, run.schedule)
     if run.config.self_conditioning is not None:
         solver = Remember(solver)
     mean, std = run.moments() if sampling.match_prior else (0.0, 0.0)
 
-    def one_batch(params, key, rows, labels, path):
+    def one_batch(params, key, rows, labels, path, worse_params=None):
         prior_key, solver_key = jax.random.split(key)
         prior_keys, solver_keys = (
             jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(rows) for k in (prior_key, solver_key)
         )
         start = prior(run.schedule, prior_keys, (size, *run.facts.shape), times[0], mean=mean, std=std)
-        denoise = make_denoiser(run, params, labels, sampling)
+        other = None if worse is None else Worse(worse, worse_params)
+        denoise = make_denoiser(run, params, labels, sampling, other)
         if not path:
             return sample(solver, denoise, run.schedule, start, times, solver_keys), None
         x, states = sample(solver, denoise, run.schedule, start, times, solver_keys, path=True)

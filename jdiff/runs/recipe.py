@@ -16,7 +16,7 @@ from jdiff.denoisers.conditioning import drop_labels
 from jdiff.losses.levels import LossAware
 from jdiff.models.summary import summary
 from jdiff.process.clock import log_snr
-from jdiff.runs.draw import make_sampler
+from jdiff.runs.draw import make_sampler, worse_model
 from jdiff.runs.run import UNFIT, Run, check_memory, param_shapes, state_of
 
 SNR_LIMIT = 1e-3  # alpha^2 / sigma^2 above which N(0, sigma^2) is visibly not where the process ends
@@ -92,7 +92,9 @@ def rehearse(run: Run) -> None:
         collections = {} if state.extra is None else {"extra": state.extra}
         jax.eval_shape(make_loss(run), params, key, x0, labels, **collections)
         sampling = dataclasses.replace(run.config.sample, match_prior=False)  # its moments would read the data
-        one_batch = functools.partial(make_sampler(run, sampling, 2), path=False)
+        worse = worse_model(run, sampling)
+        one_batch = make_sampler(run, sampling, 2, None if worse is None else worse.run)
+        one_batch = functools.partial(one_batch, path=False, worse_params=None if worse is None else worse.params)
         jax.eval_shape(one_batch, params, key, np.arange(2), labels)
     except ConfigError:
         raise

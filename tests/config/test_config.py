@@ -47,6 +47,7 @@ TYPED = {
     "train.ema": (Named("half_life", {"images": 500.0}), Named("half_life", {"images": 500.0, "ramp": None})),
     "sample.solver": (Named("unipc", {"order": 3, "variant": "bh1"}), Named("lms", {"order": 3})),
     "sample.grid": (Named("karras", {"rho": 7.0}), Named("sigmas", {"sigmas": (3.0, 1.0)})),
+    "sample.guide": (Named("apg", {"momentum": -0.5}), Named("perturbed", {"at": (1, 2)})),
 }
 
 
@@ -197,7 +198,7 @@ def test_every_name_lists_its_arguments():
             assert not set(found) & set(choice.given)
             if choice.kind not in ("model", "data set", "optimizer"):
                 given = {argument: 3 for argument, default in found.items() if default is inspect.Parameter.empty}
-                assert not given.keys() - {"T", "decay", "images", "sigma_rel", "reference", "sigmas"}
+                assert not given.keys() - {"T", "decay", "images", "sigma_rel", "reference", "sigmas", "run", "at"}
     assert configs.arguments(configs.CHOICES["solvers"], "ddim") == {"eta": 0.0}
     assert configs.arguments(configs.CHOICES["grids"], "karras") == {"rho": 7.0}
     assert configs.arguments(configs.CHOICES["models"], "unet_digits")["num_classes"] == 10
