@@ -1,9 +1,10 @@
 """Measure a trained run: `jdiff evaluate RUN_DIR [--num 500 --guidance 1 2 ...]`.
 
-Of images with classes it measures three things. How often a judge, trained on the real training split, assigns the
-label that was asked for. The Frechet distance to held-out images in the judge's features, and its ratio to that of
-training images. The median distance of pixels to the nearest training image, over that of held-out images. The judge
-is a support vector machine with 24 principal components as features, or with --judge a ResNet.
+Of images it measures three things. How often a judge, trained on the real training split, assigns the label that was
+asked for: for this there must be two classes or more. The Frechet distance to held-out images in the judge's features,
+and its ratio to that of training images. The median distance of pixels to the nearest training image, over that of
+held-out images. The judge is a support vector machine with 24 principal components as features, or with --judge a
+ResNet. Where no images are held out, the Frechet distance is that to the training images, and no ratio is measured.
 
 Of points on the plane it measures the sliced Wasserstein-2 distance to fresh points, over that between two fresh sets.
 """
@@ -31,11 +32,13 @@ class Arguments:
     run_dir: str
     """A run directory made by jdiff train."""
     num: int = 500
-    """Samples of images with classes, more than a judge has features; planes are measured on 10,000."""
-    guidance: tuple[float, ...] = (1.0, 2.0)
-    """Weights to measure."""
+    """Samples of images, more than a judge has features; planes are measured on 10,000."""
+    guidance: tuple[float, ...] = ()
+    """Weights to measure; 1 and 2 when left out, and 1 alone for a run without classes."""
     judge: str | None = None
     """A ResNet's file, NAME.npz: made here, from the training split, if there is none yet."""
+    data_path: str | None = None
+    """Where the data are now: they may have moved, and may be others, which a line says."""
     seed: int = 1
     """Of the samples, and of the held-out images whose pixels they are compared with."""
 
@@ -48,53 +51,71 @@ def main(argv: list[str]) -> int:
         raise configs.ConfigError(f"--num must be from 2 to {MOST:,}, got {a.num}: the samples' covariance is measured")
     if a.judge is not None:
         check_judge(a.judge)
-    run = runs.open_run(a.run_dir)
-    samplings = [dataclasses.replace(asked, guidance=w) for w in a.guidance]
+    run = runs.open_run(a.run_dir, a.data_path)
+    weights = a.guidance or ((1.0, 2.0) if run.facts.classes else (1.0,))
+    samplings = [dataclasses.replace(asked, guidance=w) for w in weights]
     for sampling in samplings:
         dataclasses.replace(run.config, sample=sampling)  # checks the numbers
     step, params = runs.restore_ema(run)
-    key, data = jax.random.key(a.seed), run.dataset
-    if not data.is_image:
+    key = jax.random.key(a.seed)
+    if not run.facts.is_image:
         x, _ = runs.draw(run, params, key, 10_000, asked)
-        print(plane_line(data.to_data(x), run.config))
+        print(plane_line(run.facts.to_data(x), run.config))
         return 0
 
-    check_images(data)
-    judge, train, held = judge_and_features(a, data)
-    if a.num <= held.shape[1]:
+    data = run.dataset
+    held_out, lacking = len(data.held_x) > 1, lacks(run, data)
+    judge = pixels_judge(data, not lacking) if a.judge is None else resnet_judge(a.judge, data)
+    real = data.held_x if held_out else data.x
+    reference = judge(real)[1]
+    if a.num <= reference.shape[1]:
+        features = reference.shape[1]
         raise configs.ConfigError(
-            f"--num {a.num} is too few: the covariance of {held.shape[1]} features needs {held.shape[1] + 1} or more"
+            f"--num {a.num} is too few: the covariance of {features} features needs {features + 1} or more"
         )
-    held_rows = data.held_x[pick(len(data.held_x), a.num, a.seed)]
-    pixels, held_pixels = flat(data.to_model(data.x)), flat(data.to_model(held_rows))
-    usual = np.median(metrics.nearest_distance(held_pixels, pixels))
-    accuracy = np.mean(judge(data.held_x)[0] == data.held_labels)
-    print(f"step {step:,}; classifier on real held-out images: {accuracy:.1%}", flush=True)
+    first = f"step {step:,}; "
+    if not lacking:
+        of = "held-out" if held_out else "training"
+        accuracy = np.mean(judge(real)[0] == (data.held_labels if held_out else data.labels))
+        first += f"classifier on real {of} images: {accuracy:.1%}"
+    else:
+        first += f"not measured: as asked, because {lacking}"
+    print(first, flush=True)
+    if held_out:
+        pixels = flat(data.to_model(data.x))
+        held_pixels = flat(data.to_model(data.held_x[pick(len(data.held_x), a.num, a.seed)]))
+        usual = np.median(metrics.nearest_distance(held_pixels, pixels))
+        theirs = metrics.frechet(judge(data.x[pick(len(data.x), max(len(data.held_x), 1437), 0)])[1], reference)
+    else:
+        print("not measured: ratios, because no images are held out; the distance is that to the training images")
     for sampling in samplings:
         x, labels = runs.draw(run, params, key, a.num, sampling)
         images = data.to_data(x)
         found, features = judge(images)
-        ours, theirs = metrics.frechet(features, held), metrics.frechet(train, held)
-        near = np.median(metrics.nearest_distance(flat(data.to_model(images)), pixels))
-        print(
-            f"guidance {sampling.guidance:g}: as asked {np.mean(found == labels):.1%}, Frechet distance {ours:.3g}, "
-            f"ratio {ours / theirs:.2f}, nearest-neighbour ratio {near / usual:.2f}",
-            flush=True,
-        )
+        ours = metrics.frechet(features, reference)
+        parts = [] if lacking else [f"as asked {np.mean(found == labels):.1%}"]
+        parts.append(f"Frechet distance {ours:.3g}")
+        if held_out:
+            near = np.median(metrics.nearest_distance(flat(data.to_model(images)), pixels))
+            parts += [f"ratio {ours / theirs:.2f}", f"nearest-neighbour ratio {near / usual:.2f}"]
+        print(f"guidance {sampling.guidance:g}: {', '.join(parts)}", flush=True)
     return 0
 
 
 # -------------------------------------------------------------------- images
 
 
-def check_images(data) -> None:
-    """Raise ConfigError unless a set has two classes and two held-out images or more, by which to judge."""
-    if not data.classes or not len(data.held_x):
-        lacks = "classes" if len(data.held_x) else "held-out images"
-        raise configs.ConfigError(f"{data.name} has no {lacks}, without which samples cannot be judged")
-    if data.classes < 2 or len(data.held_x) < 2:
-        has = f"{data.classes} classes and {len(data.held_x)} held-out images"
-        raise configs.ConfigError(f"{data.name} has {has}; samples are judged by 2 or more of each")
+def lacks(run: runs.Run, data) -> str:
+    """Why it cannot be judged whether samples are of the classes asked for; "" where it can.
+
+    Raises:
+        ConfigError: there are fewer than two images to compare with.
+    """
+    if max(len(data.held_x), data.size) < 2:
+        raise configs.ConfigError(f"{data.name} has one image; samples are compared with 2 or more")
+    if data.class_names != run.facts.class_names:
+        return f"the classes of {data.name} are not those of the training"
+    return "" if data.classes > 1 else f"{data.name} has {'one class' if data.classes else 'no classes'}"
 
 
 def check_judge(path: str) -> None:
@@ -105,37 +126,31 @@ def check_judge(path: str) -> None:
         configs.check_writable(path)
 
 
-def judge_and_features(a: Arguments, data):
-    """(the judge: images as stored -> (labels, features); features of training images; features of held-out images)."""
-    if a.judge is None:
-        judge = pixels_judge(data)
-    else:
-        path = Path(a.judge)
-        if not path.exists():
-            print(f"training a ResNet to judge by, kept in {path}", flush=True)
-            metrics.save_judge(path, metrics.fit_judge(data))
-        resnet = metrics.load_judge(path, data)
-
-        def judge(images):
-            return resnet.look(data.to_model(images))
-
-    rows = pick(len(data.x), max(len(data.held_x), 1437), 0)
-    return judge, judge(data.x[rows])[1], judge(data.held_x)[1]
+def resnet_judge(path: str, data):
+    """A judge that is a ResNet, trained where there is no such file: images as stored -> (labels, features)."""
+    if data.classes < 2:
+        raise configs.ConfigError(f"--judge {path}: a ResNet learns classes, and {data.name} has {data.classes}")
+    if not Path(path).exists():
+        print(f"training a ResNet to judge by, kept in {path}", flush=True)
+        metrics.save_judge(path, metrics.fit_judge(data))
+    resnet = metrics.load_judge(path, data)
+    return lambda images: resnet.look(data.to_model(images))
 
 
-def pixels_judge(data, components: int = 24):
-    """A judge that is a support vector machine for the labels, and principal components for the features."""
+def pixels_judge(data, with_classes: bool, components: int = 24):
+    """A judge that has principal components for features, and a support vector machine or nothing for the labels."""
     with needs("judging images needs"):
         from sklearn.decomposition import PCA
         from sklearn.svm import SVC
 
     train = flat(data.to_model(data.x))
-    components = min(components, *train.shape, len(data.held_x) - 1)
-    machine, pca = SVC(C=10, gamma="scale").fit(train, data.labels), PCA(components, random_state=0).fit(train)
+    most = len(data.held_x) - 1 if len(data.held_x) > 1 else len(train) - 1
+    pca = PCA(min(components, *train.shape, most), random_state=0).fit(train)
+    machine = SVC(C=10, gamma="scale").fit(train, data.labels) if with_classes else None
 
     def judge(images):
         points = flat(data.to_model(images))
-        return machine.predict(points), pca.transform(points)
+        return None if machine is None else machine.predict(points), pca.transform(points)
 
     return judge
 
