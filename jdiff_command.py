@@ -9,6 +9,7 @@ import sys
 
 COMMANDS = {
     "train": "train a model: jdiff train digits, or a config file of your own",
+    "inspect": "look at data before training: jdiff inspect digits, or a folder of images",
     "sample": "draw samples of a trained run",
     "evaluate": "measure a trained run",
     "sweep": "search hyper-parameters by training many runs",

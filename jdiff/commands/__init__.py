@@ -10,6 +10,9 @@ from jdiff.config import ConfigError, run_script
 from jdiff.core.names import choose
 from jdiff_command import COMMANDS
 
+# a file inspect.py would stand in the place of Python's own where a command is run as a file
+FILES = {"inspect": "inspect_data"}
+
 
 def run(name: str, words: list[str]) -> None:
     """Run a command, and leave with its status; what is wrong is one line, with status 2.
@@ -25,6 +28,6 @@ def run(name: str, words: list[str]) -> None:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         use_compile_cache()
-        return importlib.import_module(f"jdiff.commands.{name}").main(words)
+        return importlib.import_module(f"jdiff.commands.{FILES.get(name, name)}").main(words)
 
     run_script(main, words=words)
