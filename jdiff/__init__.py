@@ -7,13 +7,14 @@ becomes `denoise(x_t, t) -> E[x_0 | x_t]`; a solver steps from t to s < t; `samp
 from jdiff import convert, guidance, losses, models, solvers, train
 from jdiff.core.brownian import BrownianTree
 from jdiff.core.keys import BatchKey
-from jdiff.core.pytrees import noun, per_sample, static
+from jdiff.core.pytrees import Noun, noun, per_sample, static
 from jdiff.denoisers import conditioning, denoiser, targets
 from jdiff.losses import coupling, levels, weights
 from jdiff.models import create_model, list_models, register_model
 from jdiff.process import betas, forward, grid, oracle, schedules, sde
 from jdiff.process.betas import discrete
 from jdiff.process.clock import Schedule, log_snr, time_of
+from jdiff.process.declare import schedule
 from jdiff.process.forward import eps_from, prior, q_posterior, q_sample
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 from jdiff.process.schedules import EDM, VE, VP, Cosine, Flow, SubVP

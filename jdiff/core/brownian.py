@@ -13,11 +13,11 @@ from jax import lax
 
 from jdiff.core.arrays import Array, as_time, wide_dtype
 from jdiff.core.keys import each, fold
-from jdiff.core.pytrees import noun, static, vary_as
+from jdiff.core.pytrees import Noun, noun, static, vary_as
 
 
 @noun
-class BrownianTree:
+class BrownianTree(Noun):
     """One Brownian path per sample in place of a key: `sample(..., key=BrownianTree(key))` draws all noise from it.
 
     The step from t to s gets (W(t) - W(s)) / sqrt(t - s), with W on the schedule's own clock in [0, 1], so that 20, 40
@@ -50,7 +50,7 @@ class BrownianTree:
 
 
 @noun
-class BrownianInterval:
+class BrownianInterval(Noun):
     """What a solver's step gets for a key: the stretch of each sample's path from t down to s."""
 
     path: Array

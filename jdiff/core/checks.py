@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.core.pytrees import concrete, known
+from jdiff.core.pytrees import concrete, is_leaf, known
 
 TIMES = "times are floating, from 0 to 1, and index k of a table of T has t = (k + 1) / T"
 SMALLEST, LARGEST = 1e-9, 1e9  # of a setting: float32 holds the fourth power of both
@@ -67,6 +67,20 @@ def check_is(name: str, value, protocol: Any, expected: str) -> None:
     """
     if isinstance(value, type) or not isinstance(value, protocol):
         raise TypeError(f"{name} is {_shortly(value)}; expected {expected}")
+
+
+def check_noun(name: str, value, protocol: Any, expected: str) -> None:
+    """`check_is`, and TypeError for an object that is no pytree, which `jax.jit` would refuse in its own words.
+
+    Args:
+        name: as for `check_is`.
+        value: the value.
+        protocol: as for `check_is`.
+        expected: as for `check_is`.
+    """
+    check_is(name, value, protocol, expected)
+    if is_leaf(value):
+        raise TypeError(f"{name} is a {type(value).__name__}, which is no pytree; decorate its class with @jdiff.noun")
 
 
 def _shortly(value) -> str:

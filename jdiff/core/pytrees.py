@@ -1,11 +1,17 @@
 """Nouns: frozen pytrees whose leaves are their numbers."""
 
 import dataclasses
-from typing import dataclass_transform
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, Self, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def static(default=dataclasses.MISSING, **kwargs):
@@ -51,9 +57,23 @@ class _Rows(jax.tree_util.GetAttrKey):
     """The name of a `per_sample` field in a leaf's path."""
 
 
+class Noun:
+    """What type checkers know of every noun. `noun` itself adds the method to any class, with or without this base."""
+
+    def replace(self, **changes: Any) -> Self:
+        """The same noun with other values of some fields: `VP().replace(beta_min=0.2)`."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # whoever inherits is a dataclass
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(static, per_sample))
 def noun(cls):
     """Make `cls` a frozen dataclass and a pytree whose leaves are its numbers.
+
+    >>> @noun
+    ... class Line:
+    ...     slope: float = 1.0
+    >>> Line(2)
+    Line(slope=2.0)
 
     A number given for a leaf becomes a Python float on construction, so that `DDIM(0)`, `DDIM(0.5)`,
     `DDIM(np.float64(0.5))` and `DDIM(jnp.float32(0.5))` are one program; NumPy's integers given for statics become
@@ -62,7 +82,12 @@ def noun(cls):
 
     Nouns are equal if their types, statics and leaves are: arrays in shape, dtype and value, numbers in value alone.
     Equal nouns have one hash. Comparing traced leaves, and a hash of what can change (a dict, a list), is a TypeError.
+    They print as the call that makes them, without what is at its default, and large arrays by shape and dtype.
+
+    Raises:
+        TypeError: for what is no class, a class that is a dataclass already, and one with an `__init__` of its own.
     """
+    check_class("noun", cls)
     own_check = cls.__dict__.get("check")
 
     def __post_init__(self):
@@ -93,7 +118,9 @@ def noun(cls):
         return hash(tuple(parts))
 
     cls.__post_init__, cls.__eq__, cls.__hash__ = __post_init__, __eq__, __hash__
-    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    if cls.__repr__ is object.__repr__:
+        cls.__repr__ = _call_that_makes
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
     fields = dataclasses.fields(cls)
     leaves = tuple(f.name for f in fields if not f.metadata.get("static"))
     statics = tuple(f.name for f in fields if f.metadata.get("static"))
@@ -118,8 +145,99 @@ def noun(cls):
         return self
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    cls.replace = dataclasses.replace
+    cls.replace = Noun.replace
     return cls
+
+
+def prints_as_call(make: Callable[P, T]) -> Callable[P, T]:
+    """Let the nouns that a function returns print as its call, `DPMpp2M()`, for as long as they are not changed."""
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        made = make(*args, **kwargs)
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        fields = {name: (value, signature.parameters[name].default) for name, value in given.arguments.items()}
+        object.__setattr__(made, "_call", _call(make.__name__, fields))
+        return made
+
+    return called
+
+
+def check_class(decorator: str, cls) -> None:
+    """Raise TypeError for what a decorator cannot make a noun of: a class that says already how it is made."""
+    if not isinstance(cls, type):
+        raise TypeError(f"@jdiff.{decorator} stands above a class; got an object, a {type(cls).__name__}")
+    if "__dataclass_fields__" in cls.__dict__:
+        raise TypeError(f"{cls.__name__} is a dataclass already; leave the other decorator out: {decorator} makes one")
+    for name in ("__init__", "__post_init__"):
+        if name in cls.__dict__:
+            raise TypeError(
+                f"{cls.__name__} has an {name} of its own; declare what it is given as fields, as power: float = 2.0, "
+                "and look at their values in a method check(self)"
+            )
+
+
+def _call_that_makes(self) -> str:
+    """`Name(field=value, ...)`, or what `prints_as_call` noted."""
+    fields = {
+        f.name: (
+            getattr(self, f.name),
+            f.default if f.default_factory is dataclasses.MISSING else f.default_factory(),
+        )
+        for f in dataclasses.fields(self)
+        if f.repr
+    }
+    return self.__dict__.get("_call") or _call(type(self).__name__, fields)
+
+
+def _call(name: str, fields: dict[str, tuple]) -> str:
+    """`name(field=value, ...)` of {field: (value, default)}, without those at their defaults."""
+    shown = [f"{name}={in_short(v)}" for name, (v, default) in fields.items() if not _is_default(v, default)]
+    return f"{name}({', '.join(shown)})"
+
+
+def _is_default(value, default) -> bool:
+    if value is default:
+        return True
+    # arrays and traced values are never compared: printing must not wait for a device
+    plain = all(isinstance(leaf, (int, float, str)) for leaf in jax.tree.leaves((value, default)))
+    return plain and isinstance(value, bool) == isinstance(default, bool) and value == default
+
+
+def in_short(value) -> str:
+    """A value as it is printed inside a noun: arrays of more than 4 numbers by dtype and shape, functions by name.
+
+    >>> in_short({"w": np.zeros((3, 2), np.float32), "b": np.zeros(2, np.float32)})
+    '<2 arrays, 8 numbers>'
+    >>> in_short(np.zeros((3, 2), np.float32))
+    'float32[3,2]'
+    """
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        plain = isinstance(value, (np.ndarray, np.generic)) or (known(value) and _has_numbers(value))
+        if plain and value.size <= 4:
+            return str(np.asarray(value).tolist())
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if isinstance(value, (dict, list, tuple)):
+        leaves = jax.tree.leaves(value)
+        arrays = [leaf for leaf in leaves if isinstance(leaf, (jax.Array, np.ndarray))]
+        if arrays and (isinstance(value, dict) or len(leaves) > 4):
+            numbers = sum(leaf.size for leaf in arrays)
+            return f"<{len(arrays)} array{'s' * (len(arrays) > 1)}, {numbers:,} numbers>"
+        if type(value) in (list, tuple) and arrays:
+            inside = ", ".join(map(in_short, value))
+            return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    if inspect.ismethod(value):
+        return f"{type(value.__self__).__name__}.{value.__name__}"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__.replace("<locals>.", "")
+    text = repr(value)
+    return text if dataclasses.is_dataclass(value) or len(text) <= 80 else text[:77] + "..."
+
+
+def _has_numbers(value: jax.Array) -> bool:
+    return not jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and not value.is_deleted()
 
 
 def _content(value):

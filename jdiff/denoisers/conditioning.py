@@ -1,7 +1,10 @@
 """What the network is shown of (x_t, t): a scaled input (B, ...) and a label of the noise level (B,).
 
-A conditioning is a pytree called as `conditioning(schedule, x, t) -> (input, label)`.
+A conditioning is a pytree called as `conditioning(schedule, x, t) -> (input, label)`. A class of your own has this
+`__call__`, and @jdiff.noun above it; a function will do as well.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +13,14 @@ import numpy as np
 from jdiff.core.arrays import Array, Number, as_time, expand
 from jdiff.core.checks import SMALLEST, check_count, check_range, check_time
 from jdiff.core.keys import each
-from jdiff.core.pytrees import concrete, noun
+from jdiff.core.pytrees import Noun, concrete, noun, static
 from jdiff.process.clock import Schedule, log_snr
 
 LABEL_RANGE = 20.0  # |log-SNR| beyond which no network need tell levels apart; keeps labels finite
 
 
 @noun
-class LogSNR:
+class LogSNR(Noun):
     """The input c_in x of unit variance, c_in = 1 / sqrt((alpha sigma_data)^2 + sigma^2), and the label -log_snr / 8.
 
     The label is EDM's log(sigma) / 4 for every schedule, from the log-SNR clipped to [-20, 20]: it lies in [-2.5, 2.5].
@@ -42,7 +45,7 @@ class LogSNR:
 
 
 @noun
-class EDM:
+class EDM(Noun):
     """The input c_in x as in `LogSNR`, and the label log(sigma/alpha) / 4 without a limit.
 
     Args:
@@ -66,7 +69,7 @@ class EDM:
 
 
 @noun
-class Index:
+class Index(Noun):
     """The input x, and the label k = clip(round(t T) - 1, 0, T - 1): DDPM's index into its table.
 
     Args:
@@ -90,7 +93,7 @@ class Index:
 
 
 @noun
-class Continuous:
+class Continuous(Noun):
     """The input x, and the label scale t: that of the continuous VP and sub-VP networks of score_sde.
 
     Args:
@@ -113,7 +116,7 @@ class Continuous:
 
 
 @noun
-class Sigma:
+class Sigma(Noun):
     """The input x, and the label sigma_t: that of the NCSN++ networks.
 
     Reference:
@@ -122,6 +125,20 @@ class Sigma:
 
     def __call__(self, schedule, x, t):
         return x, schedule.sigma(_times(x, t))
+
+
+@noun
+class Plain(Noun):
+    """A function `(schedule, x, t) -> (input, label)` as a conditioning: it has no numbers that JAX sees.
+
+    Args:
+        code: the function.
+    """
+
+    code: Callable = static()
+
+    def __call__(self, schedule, x, t):
+        return self.code(schedule, x, t)
 
 
 def drop_labels(key, labels: Array, rate, null: int) -> Array:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Array
 from jdiff.core.checks import check_floating, check_is, check_same_shape
-from jdiff.core.pytrees import noun, per_sample, static
-from jdiff.denoisers.conditioning import LogSNR
-from jdiff.denoisers.targets import Target, solve
+from jdiff.core.pytrees import is_leaf, noun, per_sample, static
+from jdiff.denoisers.conditioning import LogSNR, Plain
+from jdiff.denoisers.targets import Target, check_target, solve
 from jdiff.process.clock import Schedule, check_schedule
 from jdiff.process.prediction import Denoise, Prediction
 
@@ -75,7 +75,8 @@ def denoiser(
         schedule: the schedule of the process.
         target: what the network was trained to regress.
         cond: what it is given beside x_t, as labels (B,), or None.
-        conditioning: what it was trained with, `conditioning(schedule, x, t) -> (input, label (B,))`.
+        conditioning: what it was trained with, `conditioning(schedule, x, t) -> (input, label (B,))`: one of
+            `jdiff.conditioning`, a noun of your own, or a function.
         learned_variance: whether the last axis of F is twice that of x; its second half is handed on as
             `Prediction.extra`.
         self_conditioning: whether the last axis of the input is twice that of x, its second half being an earlier
@@ -89,8 +90,9 @@ def denoiser(
     """
     check_network(apply)
     check_schedule(schedule)
-    check_is("target", target, Target, "a target, as targets.Eps()")
+    check_target(target)
     check_is("conditioning", conditioning, Callable, "a conditioning, as conditioning.LogSNR()")
+    conditioning = Plain(conditioning) if is_leaf(conditioning) else conditioning
     return Denoiser(
         params, schedule, target, conditioning, cond, apply, bool(learned_variance), bool(self_conditioning)
     )

@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 
 from jdiff.core.arrays import Array, Number, as_time, expand
-from jdiff.core.checks import SMALLEST, check_floating, check_range, check_same_shape, check_time
-from jdiff.core.pytrees import noun
-from jdiff.process.clock import Schedule
+from jdiff.core.checks import SMALLEST, check_floating, check_noun, check_range, check_same_shape, check_time
+from jdiff.core.pytrees import Noun, noun
+from jdiff.process.clock import Schedule, check_schedule
 from jdiff.process.sde import derivative
 
 
@@ -24,13 +24,20 @@ class Row(NamedTuple):
 
 @runtime_checkable
 class Target(Protocol):
-    """What the verbs ask of a target."""
+    """What the verbs ask of a target. A class of your own has this method, and @jdiff.noun above it."""
 
-    def row(self, schedule: Schedule, t: Array) -> Row: ...
+    def row(self, schedule: Schedule, t: Array) -> Row:
+        """(a_t, b_t) of F* = a_t x_0 + b_t eps, each of the shape of t."""
+        ...
+
+
+def check_target(target) -> None:
+    """Raise TypeError unless `target` is one."""
+    check_noun("target", target, Target, "a target, as targets.Eps()")
 
 
 @noun
-class X0:
+class X0(Noun):
     """F* = x_0: the data. Singular at sigma = 0."""
 
     def row(self, schedule, t):
@@ -38,7 +45,7 @@ class X0:
 
 
 @noun
-class Eps:
+class Eps(Noun):
     """F* = eps: the noise. Singular at alpha = 0.  Ho et al. 2020, arXiv:2006.11239, eq. 12."""
 
     def row(self, schedule, t):
@@ -46,7 +53,7 @@ class Eps:
 
 
 @noun
-class Score:
+class Score(Noun):
     """F* = -eps / sigma_t: the conditional score. Singular at alpha = 0.  Vincent 2011; arXiv:2011.13456, eq. 7."""
 
     def row(self, schedule, t):
@@ -54,7 +61,7 @@ class Score:
 
 
 @noun
-class V:
+class V(Noun):
     """F* = alpha_t eps - sigma_t x_0.  Salimans & Ho 2022, arXiv:2202.00512, section 4."""
 
     def row(self, schedule, t):
@@ -62,7 +69,7 @@ class V:
 
 
 @noun
-class Velocity:
+class Velocity(Noun):
     """F* = dx_t/dt = alpha'_t x_0 + sigma'_t eps: flow matching, with noise at t = 1.  arXiv:2210.02747, eq. 15."""
 
     def row(self, schedule, t):
@@ -70,7 +77,7 @@ class Velocity:
 
 
 @noun
-class EDM:
+class EDM(Noun):
     """F* = (sigma x_0 / sigma_data - alpha sigma_data eps) / sqrt((alpha sigma_data)^2 + sigma^2).
 
     Karras et al. 2022, arXiv:2206.00364, table 1 (alpha = 1); for any alpha, F* has unit variance when x_0 has
@@ -108,6 +115,7 @@ def aim(schedule: Schedule, target: Target, x0: Array, eps: Array, t) -> Array:
     check_floating("x0", x0)
     check_floating("eps", eps)
     check_time(t, x0)
+    check_schedule(schedule)
     a, b = target.row(schedule, as_time(t))
     return expand(a, x0) * x0 + expand(b, x0) * eps
 
@@ -150,6 +158,7 @@ def solve(schedule: Schedule, target: Target, x: Array, out: Array, t) -> tuple[
     check_same_shape("the network's output", out, "x", x)
     check_floating("x", x)
     check_time(t, x)
+    check_schedule(schedule)
     alpha, sigma, a, b, det = system(schedule, target, as_time(t))
     of_x, of_out = (b / det, -a / det), (-sigma / det, alpha / det)
     x0, eps = (expand(p, x) * x + expand(q, x) * out for p, q in zip(of_x, of_out, strict=True))

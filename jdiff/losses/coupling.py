@@ -10,11 +10,11 @@ from jax import lax
 
 from jdiff.core.arrays import Array, expand
 from jdiff.core.keys import fold, normal
-from jdiff.core.pytrees import noun, static, varying
+from jdiff.core.pytrees import Noun, noun, static, varying
 
 
 @noun
-class Independent:
+class Independent(Noun):
     """Noise as it was drawn, independent of the data: the product coupling of every derivation."""
 
     def __call__(self, key, x0, eps):
@@ -22,7 +22,7 @@ class Independent:
 
 
 @noun
-class Nearest:
+class Nearest(Noun):
     """Of `candidates` noises drawn for each sample, eps among them, the one with the smallest |x_0 - eps|.
 
     By position: sample i is a function of (key, i) and its own data alone, so slices, devices and the whole batch
@@ -61,7 +61,7 @@ class Nearest:
 
 
 @noun
-class Assignment:
+class Assignment(Noun):
     """The noises of the batch dealt out again so that the sum of |x_0 - eps|^2 is the least: exact optimal transport.
 
     The Hungarian algorithm, O(B^3), inside jit. It deals among the rows it is given: the whole batch under `jit`, also

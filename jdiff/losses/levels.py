@@ -13,7 +13,7 @@ import numpy as np
 from jdiff.core.arrays import Array, Number
 from jdiff.core.checks import LARGEST, check_count, check_range
 from jdiff.core.keys import each, positions, shared, strata
-from jdiff.core.pytrees import concrete, noun
+from jdiff.core.pytrees import Noun, concrete, noun
 from jdiff.losses.loss_aware import Informed as Informed
 from jdiff.losses.loss_aware import LossAware as LossAware
 from jdiff.process.clock import Schedule, time_of
@@ -21,7 +21,7 @@ from jdiff.process.clock import Schedule, time_of
 
 @runtime_checkable
 class Levels(Protocol):
-    """A law of t."""
+    """A law of t. A class of your own has this method, and @jdiff.noun above it."""
 
     def __call__(self, key, n: int, schedule: Schedule) -> Array:
         """n noise levels t, (n,), within the domain of the schedule."""
@@ -38,7 +38,7 @@ class WeightedLevels(Levels, Protocol):
 
 
 @noun
-class Uniform:
+class Uniform(Noun):
     """Low-discrepancy uniform t in [t_min, t_max): one random offset and n equal strata.
 
     t_i = t_min + (t_max - t_min) frac(u + i/n): each t is uniform, and together they cover the interval evenly.
@@ -66,7 +66,7 @@ class Uniform:
 
 
 @noun
-class Independent:
+class Independent(Noun):
     """Uniform t in [t_min, t_max), every sample by itself.
 
     Args:
@@ -89,7 +89,7 @@ class Independent:
 
 
 @noun
-class Knots:
+class Knots(Noun):
     """Low-discrepancy uniform t over the T knots k/T of a DDPM table.
 
     Args:
@@ -109,7 +109,7 @@ class Knots:
 
 
 @noun
-class Antithetic:
+class Antithetic(Noun):
     """Uniform t over the T knots of a table, in pairs: rows i and i + n/2 have table indices k and T - 1 - k.
 
     Args:
@@ -133,7 +133,7 @@ class Antithetic:
 
 
 @noun
-class LogNormal:
+class LogNormal(Noun):
     """log(sigma/alpha) ~ N(mean, std^2), clipped to the schedule's domain.
 
     Karras et al. 2022, arXiv:2206.00364, table 1; through `time_of` it holds for every schedule.
@@ -152,7 +152,7 @@ class LogNormal:
 
 
 @noun
-class LogitNormal:
+class LogitNormal(Noun):
     """logit(t) ~ N(mean, std^2), clipped to the schedule's domain.
 
     Args:

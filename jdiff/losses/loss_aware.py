@@ -8,12 +8,12 @@ from jax import lax
 from jdiff.core.arrays import Array, Number, safe_divide
 from jdiff.core.checks import check_count, check_range
 from jdiff.core.keys import strata
-from jdiff.core.pytrees import concrete, noun, static
+from jdiff.core.pytrees import Noun, concrete, noun, static
 from jdiff.process.clock import Schedule
 
 
 @noun
-class LossAware:
+class LossAware(Noun):
     """t in one of `bins` equal parts of the domain, with probability p ~ sqrt(E[loss^2]) over its last few losses.
 
     The law is uniform, and of low discrepancy as `Uniform` and `Knots` are, until each bin has `history` losses; then p
@@ -118,7 +118,7 @@ class LossAware:
 
 
 @noun
-class Informed:
+class Informed(Noun):
     """A `LossAware` law with the state that it has come to: a law of t as the others are, with `importance`."""
 
     law: LossAware

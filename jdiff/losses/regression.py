@@ -15,10 +15,10 @@ from jax import lax
 from jdiff.core.arrays import Array, Number, expand, wide
 from jdiff.core.checks import check_floating, check_is, check_same_shape
 from jdiff.core.keys import each, normal, split
-from jdiff.core.pytrees import concrete, noun
+from jdiff.core.pytrees import Noun, concrete, noun
 from jdiff.denoisers.conditioning import LogSNR
 from jdiff.denoisers.network import run_network, split_variance
-from jdiff.denoisers.targets import Target, aim, solve
+from jdiff.denoisers.targets import Target, aim, check_target, solve
 from jdiff.losses.coupling import Independent
 from jdiff.losses.levels import Knots, Levels, LossAware, Uniform, WeightedLevels
 from jdiff.losses.vlb import table_length, terms_of
@@ -29,7 +29,7 @@ from jdiff.process.prediction import Prediction
 
 
 @noun
-class Regression:
+class Regression(Noun):
     """What is regressed, how it is shown to the network, at which noise levels, and the weight of each level.
 
     The losses take these fields by keyword: `denoising(apply, params, key, data, schedule=..., target=...)`.
@@ -56,7 +56,7 @@ class Regression:
 
     def check(self):
         check_schedule(self.schedule)
-        check_is("target", self.target, Target, "a target, as targets.Eps()")
+        check_target(self.target)
         called = dict(conditioning=self.conditioning, weight=self.weight, coupling=self.coupling)
         for name, value in called.items():
             check_is(name, value, Callable, "an object that can be called")

@@ -12,20 +12,22 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Array, Number, as_time, safe_log
 from jdiff.core.checks import SMALLEST, check_range
-from jdiff.core.pytrees import noun
+from jdiff.core.pytrees import Noun, noun
 from jdiff.denoisers.targets import Target, system
 from jdiff.process.clock import Schedule, log_snr
 from jdiff.process.sde import derivative
 
 
 class Weight(Protocol):
-    """What the loss asks of a weight."""
+    """What the loss asks of a weight. A class of your own has this method, and @jdiff.noun above it."""
 
-    def __call__(self, schedule: Schedule, target: Target, t: Array) -> Array: ...
+    def __call__(self, schedule: Schedule, target: Target, t: Array) -> Array:
+        """What the squared error of the network counts at t, of the shape of t."""
+        ...
 
 
 @noun
-class Flat:
+class Flat(Noun):
     """1: each target's own regression: L_simple for `Eps`, Karras' loss for `EDM`, flow matching for `Velocity`."""
 
     def __call__(self, schedule, target, t):
@@ -33,7 +35,7 @@ class Flat:
 
 
 @noun
-class Simple:
+class Simple(Noun):
     """1 on the error of eps, e^lambda on that of x_0, whatever the target: L_simple of arXiv:2006.11239, eq. 14."""
 
     def __call__(self, schedule, target, t):
@@ -41,7 +43,7 @@ class Simple:
 
 
 @noun
-class EDM:
+class EDM(Noun):
     """e^lambda + 1/sigma_data^2 on the error of x_0: Karras et al. 2022, arXiv:2206.00364, table 1."""
 
     sigma_data: Number = 0.5
@@ -55,7 +57,7 @@ class EDM:
 
 
 @noun
-class MinSNR:
+class MinSNR(Noun):
     """min(e^lambda, gamma) on the error of x_0, for every target: Hang et al. 2023, arXiv:2303.09556, section 3.4."""
 
     gamma: Number = 5.0
@@ -69,7 +71,7 @@ class MinSNR:
 
 
 @noun
-class P2:
+class P2(Noun):
     """(k + e^lambda)^-gamma on the error of eps: Choi et al. 2022, arXiv:2204.00227, eq. 8."""
 
     gamma: Number = 1.0
@@ -86,7 +88,7 @@ class P2:
 
 
 @noun
-class Sigmoid:
+class Sigmoid(Noun):
     """-lambda'_t sigmoid(bias - lambda) on the error of eps: independent of the schedule, by the factor -lambda'_t.
 
     Kingma & Gao 2023, arXiv:2303.00848; Hoogeboom et al. 2024, arXiv:2410.19324, section 3.1.
@@ -104,7 +106,7 @@ class Sigmoid:
 
 
 @noun
-class Likelihood:
+class Likelihood(Noun):
     """-lambda'_t on the error of eps, g^2 on that of the score: half its sum over dimensions is the diffusion VLB.
 
     Song et al. 2021, arXiv:2101.09258, theorem 1; Kingma et al. 2021, arXiv:2107.00630, eq. 17.

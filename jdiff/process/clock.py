@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, as_time, safe_log
+from jdiff.core.arrays import Array, Number, as_time, safe_log
 from jdiff.core.inverse import bisect
 from jdiff.core.pytrees import is_leaf
 
@@ -16,8 +16,9 @@ from jdiff.core.pytrees import is_leaf
 class Schedule(Protocol):
     """A Gaussian noise schedule: x_t = alpha_t x_0 + sigma_t eps, with data at t = 0 and the log-SNR falling with t.
 
-    Inherit from this class, give `alpha` and `sigma`, and declare the class a `noun`: everything else has a default.
-    Derivatives (f, g^2, velocities, betas) are taken of the two methods by JAX.
+    A class of your own has `alpha` and `sigma`, and @jdiff.schedule above it; everything else has a default. Inherit
+    from this class where type checkers should know. Derivatives (f, g^2, velocities, betas) are taken of the two
+    methods by JAX.
 
     Attributes:
         t_min: the least time that the library uses by default, where the log-SNR is still finite.
@@ -28,15 +29,22 @@ class Schedule(Protocol):
         has_kinks: whether the derivatives of alpha and sigma jump somewhere, as those of a table do at its knots.
     """
 
-    t_min: float = 1e-3
-    t_max: float = 1.0
+    t_min: Number = 1e-3  # numbers of any kind, so that type checkers let a class override them by properties too
+    t_max: Number = 1.0
     bounded: bool = False
     has_kinks: bool = False
 
-    @property
-    def last_time(self) -> float:
-        """The schedule's own end; override where the formulas go on."""
-        return self.t_max
+    if TYPE_CHECKING:
+        last_time: Number = 1.0
+
+        def replace(self, **changes: Any) -> Self:  # as of every noun
+            return self
+    else:
+
+        @property
+        def last_time(self) -> float:
+            """The schedule's own end; override where the formulas go on."""
+            return self.t_max
 
     def alpha(self, t: Array) -> Array:
         """The scale of the data at t, of the shape of t."""
@@ -74,14 +82,15 @@ def check_schedule(schedule) -> None:
             f"the schedule is the class {schedule.__name__}; give one of its objects: {schedule.__name__}()"
         )
     kind: Any = type(schedule)
-    if not _has_all(kind) and not isinstance(schedule, Schedule):
-        missing = ", ".join(name for name in ABILITIES if not hasattr(schedule, name))
+    if _has_all(kind) and not is_leaf(schedule):
+        return
+    lacking = [name for name in ("alpha", "sigma") if not hasattr(schedule, name)]
+    if lacking:
         raise TypeError(
-            f"{type(schedule).__name__} is no schedule: it lacks {missing}; inherit from jdiff.Schedule, which has a "
-            "default for all but alpha and sigma"
+            f"{kind.__name__} is no schedule: it lacks {' and '.join(lacking)}; expected an object as jdiff.VP(), or "
+            "one of your own class under @jdiff.schedule"
         )
-    if is_leaf(schedule):
-        raise TypeError(f"{type(schedule).__name__} is no pytree; decorate the class with @jdiff.noun")
+    raise TypeError(f"{kind.__name__} is no schedule yet: decorate the class with @jdiff.schedule")
 
 
 def log_snr(schedule: Schedule, t) -> Array:
@@ -113,5 +122,6 @@ def time_of(schedule: Schedule, log_snr) -> Array:
     Returns:
         Times, of the shape of log_snr.
     """
+    check_schedule(schedule)
     value = jnp.clip(as_time(log_snr), -80, 80)
     return schedule.time_at(jnp.sqrt(jax.nn.sigmoid(value)), jnp.sqrt(jax.nn.sigmoid(-value)))

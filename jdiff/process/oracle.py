@@ -15,7 +15,7 @@ from jax.scipy.special import logsumexp
 from jdiff.core.arrays import Array, as_time
 from jdiff.core.checks import check_floating, check_time
 from jdiff.core.keys import each
-from jdiff.core.pytrees import concrete, known, noun
+from jdiff.core.pytrees import Noun, concrete, known, noun
 from jdiff.process.clock import Schedule, check_schedule
 from jdiff.process.forward import eps_from
 from jdiff.process.prediction import Denoise, Prediction
@@ -40,7 +40,7 @@ def _check_covariances(name: str, covariances, rounding=1e-5) -> None:
 
 
 @noun
-class GaussianMixture:
+class GaussianMixture(Noun):
     """x_0 ~ sum_k w_k N(m_k, C_k).
 
     Args:
@@ -118,7 +118,7 @@ class GaussianMixture:
 
 
 @noun
-class Gaussian:
+class Gaussian(Noun):
     """x_0 ~ N(mean, covariance): a mixture of one, with its probability flow in closed form.
 
     Args:

@@ -1,7 +1,7 @@
 """What a denoiser is: (x_t, t) -> E[x_0 | x_t], with the noise that it implies."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +36,11 @@ class Denoise(Protocol):
         schedule: the schedule of the process that it denoises.
     """
 
-    if TYPE_CHECKING:  # a field of some denoisers and a property of others
+    if TYPE_CHECKING:  # a field of some denoisers and a property of others, which both checkers allow for Any alone
+        schedule: Any
 
-        @property
-        def schedule(self) -> Schedule: ...
+        def replace(self, **changes: Any) -> Self:  # as of every noun
+            return self
     else:
         schedule: Schedule
 
@@ -113,9 +114,14 @@ def as_denoise(denoise: Denoise | Callable, schedule: Schedule | None) -> Denois
     """
     if schedule is not None:
         check_schedule(schedule)
-    check_is("denoise", denoise, Callable, "a denoiser, or a function (x, t) -> E[x_0 | x_t]")
+    expected = "a denoiser, or a function (x, t) -> E[x_0 | x_t]"
+    if hasattr(denoise, "predict"):
+        expected += "; inherit from jdiff.Denoise, and predict makes it one"
+    check_is("denoise", denoise, Callable, expected)
     if not isinstance(denoise, Denoise):
         return PlainDenoise(None, schedule, denoise) if is_leaf(denoise) else PlainDenoise(denoise, schedule)
+    if is_leaf(denoise):
+        raise TypeError(f"{type(denoise).__name__} is no pytree; decorate the class with @jdiff.noun")
     check_same_schedule(denoise.schedule, schedule)
 
     def is_plain(node):

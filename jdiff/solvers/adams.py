@@ -5,13 +5,14 @@ import jax.numpy as jnp
 from jdiff.core.arrays import Number, expand
 from jdiff.core.checks import LARGEST, check_range
 from jdiff.core.names import choose
-from jdiff.core.pytrees import noun
+from jdiff.core.pytrees import Noun, noun, prints_as_call
 from jdiff.solvers import stages
 from jdiff.solvers.base import Mix, check_order, mix, steps_since_break
 from jdiff.solvers.multistep import Multistep, Start, choose_start
 from jdiff.solvers.polynomial import NOISE, NOISE_BY_INDEX, NOISE_BY_RATIO, NOISE_BY_TIME, choose_rule
 
 
+@prints_as_call
 def LMS(order: int = 4, start: str = "low_order") -> Multistep:
     """Linear multistep: Adams-Bashforth in r = sigma/alpha.
 
@@ -39,6 +40,7 @@ def LMS(order: int = 4, start: str = "low_order") -> Multistep:
     )
 
 
+@prints_as_call
 def DEIS(order: int = 3, coordinate: str = "t", start: str = "low_order") -> Multistep:
     """DEIS: Adams-Bashforth with the exact weight of eps.
 
@@ -66,6 +68,7 @@ def DEIS(order: int = 3, coordinate: str = "t", start: str = "low_order") -> Mul
     return Multistep(nodes=order, rule=rule, start=choose_start("DEIS", start, order, NOISE))
 
 
+@prints_as_call
 def ExponentialAB(order: int = 3, prediction: str = "x0", start: str = "low_order") -> Multistep:
     """Exponential Adams-Bashforth in c = log(alpha/sigma), its integral exact.
 
@@ -94,6 +97,7 @@ def ExponentialAB(order: int = 3, prediction: str = "x0", start: str = "low_orde
     return Multistep(nodes=order, rule=rule, start=choose_start("ExponentialAB", start, order, rule), low_order_below=0)
 
 
+@prints_as_call
 def PNDM(start: str = "runge_kutta") -> Multistep:
     """PNDM: a DDIM step along Adams-Bashforth 4 of eps, whose weights are those of even steps.
 
@@ -123,6 +127,7 @@ def PNDM(start: str = "runge_kutta") -> Multistep:
     return Multistep(nodes=4, rule=NOISE_BY_INDEX, start=chosen, low_order_below=0)
 
 
+@prints_as_call
 def IPNDM(order: int = 4) -> Multistep:
     """iPNDM: PNDM that starts with lower orders, of one evaluation each.
 
@@ -148,7 +153,7 @@ def IPNDM(order: int = 4) -> Multistep:
 
 
 @noun
-class GradientEstimation:
+class GradientEstimation(Noun):
     """Gradient estimation: a DDIM step along gamma eps + (1 - gamma) eps_before.
 
         x_s = alpha_s x_0 + sigma_s eps + (1 - gamma) (sigma_s - sigma_t alpha_s / alpha_t) (eps_before - eps)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Number, expand, safe_sqrt
 from jdiff.core.checks import check_range
-from jdiff.core.pytrees import noun
+from jdiff.core.pytrees import Noun, noun, prints_as_call
 from jdiff.process.forward import fresh_noise
 from jdiff.solvers.base import check_base, is_positive, mixes, scaled_noise
 from jdiff.solvers.ddim import DDIM
@@ -15,7 +15,7 @@ LARGEST_FRESH_SHARE = 1 - 1e-4
 
 
 @noun
-class Ancestral:
+class Ancestral(Noun):
     """A deterministic step past s, and fresh noise back up to s.
 
     The share c of the noise that is renewed is that of `DDIM`, c = min(eta^2 (1 - SNR_t / SNR_s), 1). `base` goes from
@@ -76,6 +76,7 @@ class Ancestral:
         return expand(signal_scale, x) * x + scaled_noise(noise_scale, x, key), state, prediction
 
 
+@prints_as_call
 def EulerAncestral(eta: Number = 1.0) -> DDIM:
     """Euler ancestral: `Ancestral` over `Euler`, in closed form.
 
@@ -98,6 +99,7 @@ def EulerAncestral(eta: Number = 1.0) -> DDIM:
     return DDIM(eta)
 
 
+@prints_as_call
 def DPM2Ancestral(eta: Number = 1.0) -> Ancestral:
     """DPM2 ancestral: `Ancestral` over `DPM2`.
 
@@ -116,6 +118,7 @@ def DPM2Ancestral(eta: Number = 1.0) -> Ancestral:
     return Ancestral(DPM2(), eta)
 
 
+@prints_as_call
 def DPMpp2SAncestral(eta: Number = 1.0) -> Ancestral:
     """DPM-Solver++(2S) ancestral: `Ancestral` over `DPMpp2S`.
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jdiff.core.arrays import Array, expand
-from jdiff.core.checks import check_is
+from jdiff.core.checks import check_noun
 from jdiff.core.keys import normal
 from jdiff.core.pytrees import concrete
 from jdiff.process.clock import Schedule
@@ -33,7 +33,10 @@ class Now(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """What `sample` asks of a solver. `order` and `stochastic` may be attributes of the class, fields or properties."""
+    """What `sample` asks of a solver. `order` and `stochastic` may be attributes of the class, fields or properties.
+
+    A class of your own has these attributes and methods, and @jdiff.noun above it.
+    """
 
     @property
     def order(self) -> int:
@@ -174,7 +177,7 @@ def steps_since_break(breaks: Array | None, count: int) -> Array:
 
 def check_solver(name: str, solver) -> None:
     """Raise TypeError unless `solver`, which is called `name` where it was given, is one."""
-    check_is(name, solver, Solver, "a solver, as solvers.DDIM()")
+    check_noun(name, solver, Solver, "a solver, as solvers.DDIM()")
 
 
 def check_order(name: str, order, most: int | None = None, what: str = "order") -> None:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Number, expand, safe_sqrt
 from jdiff.core.checks import check_range
-from jdiff.core.pytrees import noun
+from jdiff.core.pytrees import Noun, noun, prints_as_call
 from jdiff.solvers.base import check_base, is_positive, mixes, nearly_noise, scaled_noise
 from jdiff.solvers.runge_kutta import Heun
 
@@ -12,7 +12,7 @@ LARGEST_GAMMA = 2**0.5 - 1  # the paper's: no step adds more noise than x alread
 
 
 @noun
-class Churn:
+class Churn(Noun):
     """A little fresh noise, and then a deterministic step from the higher noise level down to s.
 
     With r = sigma_t / alpha_t and N the number of times, x is first brought up to the time t' of ratio r':
@@ -84,6 +84,7 @@ class Churn:
         return self.base.step(denoise, schedule, x, now._replace(t=up, plan=base_plan), state, None)
 
 
+@prints_as_call
 def EDMStochastic(churn: Number = 40.0, s_min: Number = 0.05, s_max: Number = 50.0, s_noise: Number = 1.003) -> Churn:
     """EDM's stochastic sampler: `Churn` over `Heun`. The defaults are those of ImageNet-64 in table 5.
 

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from jdiff.core.arrays import Number, expand, safe_divide, safe_sqrt
 from jdiff.core.checks import check_range
 from jdiff.core.names import choose
-from jdiff.core.pytrees import noun, static
+from jdiff.core.pytrees import Noun, noun, static
 from jdiff.process.forward import fresh_noise
 from jdiff.solvers.base import Mix, is_positive, mix
 
 
 @noun
-class DDIM:
+class DDIM(Noun):
     """DDIM: the predicted x_0 is kept, and a share c of the predicted noise is renewed.
 
         x_s = alpha_s x_0 + sigma_s (sqrt(1 - c) eps + sqrt(c) z),    c = min(eta^2 (1 - SNR_t / SNR_s), 1)
@@ -59,7 +59,7 @@ VARIANCES = {"small": 0.0, "large": 1.0, "learned": None}
 
 
 @noun
-class DDPM:
+class DDPM(Noun):
     """DDPM: a draw from the posterior of x_s given x_t and the predicted x_0, with a variance to choose.
 
         x_s = alpha_s x_0 + sigma_s sqrt(1 - c) eps + std z,    c = 1 - SNR_t / SNR_s

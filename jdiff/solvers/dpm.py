@@ -1,11 +1,13 @@
 """DPM-Solver++: multistep methods on x_0 in log-SNR, for the ODE and the SDE. Single steps are in `stages`."""
 
 from jdiff.core.arrays import Number
+from jdiff.core.pytrees import prints_as_call
 from jdiff.solvers.base import check_order
 from jdiff.solvers.multistep import Multistep, choose_start
 from jdiff.solvers.polynomial import DATA, NOISE, midpoint
 
 
+@prints_as_call
 def DPMpp2M(start: str = "low_order") -> Multistep:
     """DPM-Solver++(2M): the line through the last two predictions of x_0, taken half-way.
 
@@ -29,6 +31,7 @@ def DPMpp2M(start: str = "low_order") -> Multistep:
     return Multistep(nodes=2, rule=DATA, two_nodes=midpoint, start=choose_start("DPMpp2M", start, 2, DATA, midpoint))
 
 
+@prints_as_call
 def DPMpp3M(start: str = "low_order") -> Multistep:
     """DPM-Solver++(3M): the parabola through the last three predictions of x_0, integrated exactly.
 
@@ -53,6 +56,7 @@ def DPMpp3M(start: str = "low_order") -> Multistep:
     return Multistep(nodes=3, rule=DATA, two_nodes=midpoint, start=choose_start("DPMpp3M", start, 3, DATA))
 
 
+@prints_as_call
 def DPMpp2MSDE(eta: Number = 1.0) -> Multistep:
     """DPM-Solver++(2M) for the SDE, with fresh noise of share 1 - exp(-2 eta h).
 
@@ -74,6 +78,7 @@ def DPMpp2MSDE(eta: Number = 1.0) -> Multistep:
     return Multistep(eta=eta, nodes=2, rule=DATA, two_nodes=midpoint)
 
 
+@prints_as_call
 def DPMpp3MSDE(eta: Number = 1.0) -> Multistep:
     """DPM-Solver++(3M) for the SDE, with fresh noise of share 1 - exp(-2 eta h).
 
@@ -98,6 +103,7 @@ def DPMpp3MSDE(eta: Number = 1.0) -> Multistep:
     return Multistep(eta=eta, nodes=3, rule=DATA, two_nodes=midpoint)
 
 
+@prints_as_call
 def DPMSolverM(order: int = 2, start: str = "low_order") -> Multistep:
     """Multistep DPM-Solver: eps a polynomial in c = log(alpha/sigma).
 

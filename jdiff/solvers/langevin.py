@@ -9,7 +9,7 @@ from jdiff.core.arrays import Array, Number, expand
 from jdiff.core.checks import check_is, check_range
 from jdiff.core.keys import fold, normal, part
 from jdiff.core.names import choose
-from jdiff.core.pytrees import noun, static
+from jdiff.core.pytrees import Noun, noun, static
 from jdiff.process.clock import Schedule
 from jdiff.process.prediction import Denoise
 from jdiff.solvers.base import Solver, check_order, check_solver, nearly_noise
@@ -53,7 +53,7 @@ class Corrector(Protocol):
 
 
 @noun
-class Langevin:
+class Langevin(Noun):
     """A corrector: `steps` steps of Langevin dynamics at one noise level.
 
         x <- x + e score + sqrt(2 e) z,    e = 2 (snr r)^2,    z ~ N(0, I)
@@ -96,7 +96,7 @@ class Langevin:
 
 
 @noun
-class PredictorCorrector:
+class PredictorCorrector(Noun):
     """A step of `predictor` from t to s, and then `corrector` at s.
 
     The corrector moves x. A `predictor` of several steps therefore has no earlier prediction to use: each of its steps
@@ -137,7 +137,7 @@ class PredictorCorrector:
 
 
 @noun
-class AnnealedLangevin:
+class AnnealedLangevin(Noun):
     """Annealed Langevin dynamics, SMLD's sampler: `steps` steps at each noise level of the grid but the first.
 
         x <- x + e/2 score + sqrt(e) z,    e = step_size sigma_s^2,    z ~ N(0, I)

@@ -14,7 +14,7 @@ from jax import lax
 from jdiff.core.arrays import Array, Number, expand, safe_sqrt
 from jdiff.core.checks import check_range
 from jdiff.core.names import choose
-from jdiff.core.pytrees import noun, static
+from jdiff.core.pytrees import Noun, noun, static
 from jdiff.solvers import polynomial, stages
 from jdiff.solvers.base import Mix, check_order, is_positive, mix, nearly_noise, steps_since_break
 from jdiff.solvers.polynomial import DATA, NOISE_BY_RATIO, Rule
@@ -55,7 +55,7 @@ class MultistepPlan(NamedTuple):
 
 
 @noun
-class Multistep:
+class Multistep(Noun):
     """A linear multistep method on x_0 or eps.
 
         x_s = alpha_s x_0 + sigma_s exp(-eta h) eps + sum_j W_j (p_j - p_0) + sigma_s sqrt(1 - exp(-2 eta h)) z

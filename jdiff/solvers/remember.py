@@ -2,14 +2,14 @@
 
 import jax.numpy as jnp
 
-from jdiff.core.pytrees import noun
+from jdiff.core.pytrees import Noun, noun
 from jdiff.denoisers.network import remember
 from jdiff.process.prediction import Denoise
 from jdiff.solvers.base import Solver, check_solver, mixes
 
 
 @noun
-class Remember:
+class Remember(Noun):
     """`base` with self-conditioning: the denoiser's networks are shown the last estimate of x_0.
 
     The first evaluation of all is shown 0. The first estimate of a step is shown to the rest of the step, where the

@@ -7,13 +7,13 @@ from jax import lax
 from jdiff.core.arrays import Array, Number, expand, safe_sqrt
 from jdiff.core.checks import check_ends, check_range
 from jdiff.core.keys import fold, normal, part
-from jdiff.core.pytrees import noun, static
+from jdiff.core.pytrees import Noun, noun, static
 from jdiff.solvers.base import Now, Solver, check_order, check_solver
 from jdiff.solvers.runge_kutta import Heun
 
 
 @noun
-class Restart:
+class Restart(Noun):
     """`base`, and restarts after the step in which sigma/alpha comes down to `low`.
 
     A restart is made `rounds` times at the end s of that step. With h the time at which sigma/alpha is `high`,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jdiff.core.arrays import Array, expand
-from jdiff.core.pytrees import noun, static
+from jdiff.core.pytrees import Noun, noun, prints_as_call, static
 from jdiff.solvers.base import Mix, mix, nearly_noise
 
 
@@ -26,7 +26,7 @@ class RungeKuttaPlan(NamedTuple):
 
 
 @noun
-class RungeKutta:
+class RungeKutta(Noun):
     """An explicit Runge-Kutta method for the probability-flow ODE in sigma/alpha.
 
     With x = m y the ODE is
@@ -99,6 +99,7 @@ class RungeKutta:
         return y, state, first
 
 
+@prints_as_call
 def Euler() -> RungeKutta:
     """Euler's method in sigma/alpha.
 
@@ -116,6 +117,7 @@ def Euler() -> RungeKutta:
     return RungeKutta(1, ((1.0,),))
 
 
+@prints_as_call
 def Heun() -> RungeKutta:
     """Heun's method: the trapezoidal rule after an Euler step, in r = sigma/alpha.
 
@@ -133,6 +135,7 @@ def Heun() -> RungeKutta:
     return RungeKutta(2, ((1.0,), (0.5, 0.5)))
 
 
+@prints_as_call
 def RK4() -> RungeKutta:
     """The classical method of Runge and Kutta, in r = sigma/alpha.
 

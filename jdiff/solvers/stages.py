@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jdiff.core.arrays import Array, Number, expand, safe_sqrt
 from jdiff.core.checks import check_range
 from jdiff.core.keys import part
-from jdiff.core.pytrees import noun, static
+from jdiff.core.pytrees import Noun, noun, prints_as_call, static
 from jdiff.process.prediction import Prediction
 from jdiff.solvers import polynomial
 from jdiff.solvers.base import Mix, check_order, is_positive, mix, nearly_noise, scaled_noise
@@ -169,7 +169,7 @@ def advance(rule: Rule, tableau, plans, denoise, *, x, t, first: Prediction, key
 
 
 @noun
-class SingleStep:
+class SingleStep(Noun):
     """Any tableau of stages as a solver.
 
     A stage at time t_k, with h from t to t_k and the weights W_j of `polynomial`, is
@@ -226,6 +226,7 @@ class SingleStep:
         return x_s, state, first
 
 
+@prints_as_call
 def DPMSolver(order: int = 3) -> SingleStep:
     """DPM-Solver-1, -2 or -3: exponential Runge-Kutta methods in log-SNR on eps.
 
@@ -257,6 +258,7 @@ def DPMSolver(order: int = 3) -> SingleStep:
     )
 
 
+@prints_as_call
 def DPM2() -> SingleStep:
     """DPM2 of k-diffusion: an Euler step to the middle in log-SNR, and a whole step with the eps found there.
 
@@ -274,6 +276,7 @@ def DPM2() -> SingleStep:
     return DPMSolver(2)
 
 
+@prints_as_call
 def DPMpp2S() -> SingleStep:
     """DPM-Solver++(2S): a step of first order to the middle in log-SNR, and a whole step with the x_0 found there.
 
@@ -289,6 +292,7 @@ def DPMpp2S() -> SingleStep:
     return SingleStep(ode_order=2, rule=DATA, tableau=SECOND, two_nodes=midpoint)
 
 
+@prints_as_call
 def DPMppSDE(eta: Number = 1.0) -> SingleStep:
     """DPM-Solver++ SDE: DPM-Solver++(2S) for the SDE.
 

@@ -4,14 +4,14 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Number, safe_sqrt
 from jdiff.core.checks import check_range
-from jdiff.core.pytrees import noun
+from jdiff.core.pytrees import Noun, noun
 from jdiff.process import sde
 from jdiff.solvers.base import Mix, is_positive, mix, nearly_noise
 from jdiff.solvers.ddim import DDIM
 
 
 @noun
-class EulerMaruyama:
+class EulerMaruyama(Noun):
     """Euler-Maruyama's method in t, for the family of reverse SDEs that all have the same marginals.
 
         x_s = x_t + (f x_t - (1 + eta^2) / 2 g^2 score) (s - t) + eta g sqrt(t - s) z,    z ~ N(0, I)

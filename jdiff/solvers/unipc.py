@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from jdiff.core.arrays import Number, safe_divide
 from jdiff.core.names import choose
+from jdiff.core.pytrees import prints_as_call
 from jdiff.solvers.base import check_order
 from jdiff.solvers.multistep import Multistep, choose_start
 from jdiff.solvers.polynomial import DATA, choose_rule, midpoint
@@ -18,6 +19,7 @@ def _bh1_noise(h):
     return 0.5 * safe_divide(h, jnp.expm1(h))
 
 
+@prints_as_call
 def UniPC(order: int = 2, variant: str = "bh2", prediction: str = "x0", start: str = "low_order") -> Multistep:
     """UniPC: an exponential predictor, UniP, and the corrector UniC with the prediction at the predicted point.
 
@@ -57,6 +59,7 @@ def UniPC(order: int = 2, variant: str = "bh2", prediction: str = "x0", start: s
     )  # fmt: skip
 
 
+@prints_as_call
 def SASolver(order: int = 2, corrector: int = 2, tau: Number = 1.0, variant: str = "exact") -> Multistep:
     """SA-Solver: stochastic Adams methods on x_0, with fresh noise of share 1 - exp(-2 tau^2 h).
 

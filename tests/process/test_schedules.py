@@ -269,25 +269,6 @@ def test_numbers_out_of_range_are_named(make, message):
         make()
 
 
-def test_what_is_no_schedule_is_told_what_it_lacks():
-    class NoPytree(jdiff.Schedule):
-        def alpha(self, t):
-            return 1 - t
-
-        def sigma(self, t):
-            return t
-
-    class TwoMethods:
-        alpha, sigma = NoPytree.alpha, NoPytree.sigma
-
-    with pytest.raises(TypeError, match="NoPytree is no pytree; decorate the class with @jdiff.noun"):
-        jdiff.time_of(NoPytree(), 0.0)
-    with pytest.raises(TypeError, match="NoPytree is no pytree"):
-        jdiff.grid.log_snr(NoPytree(), 5)
-    with pytest.raises(TypeError, match="TwoMethods is no schedule: it lacks time_at, t_min, .*inherit from jdiff"):
-        jdiff.grid.log_snr(TwoMethods(), 5)
-
-
 # ---------------------------------------------------------------- transformations
 
 
