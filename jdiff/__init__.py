@@ -8,7 +8,7 @@ from jdiff import convert, guidance, losses, models, solvers, train
 from jdiff.core.brownian import BrownianTree
 from jdiff.core.keys import BatchKey
 from jdiff.core.pytrees import Noun, noun, per_sample, static
-from jdiff.denoisers import conditioning, denoiser, targets
+from jdiff.denoisers import adapt, conditioning, denoiser, targets
 from jdiff.losses import coupling, levels, weights
 from jdiff.models import create_model, list_models, register_model
 from jdiff.process import betas, forward, grid, oracle, schedules, sde

@@ -102,6 +102,11 @@ def check_network(apply) -> None:
     """Raise TypeError unless `apply` can be called as a network; a module is not its function."""
     if isinstance(apply, Module) and not isinstance(apply, type):
         raise TypeError(f"the network is the module {type(apply).__name__}; give its function, module.apply")
+    if callable(apply) and not is_leaf(apply):  # Equinox and NNX
+        raise TypeError(
+            f"the network is a {type(apply).__name__}, which holds its parameters; jdiff.adapt.equinox(model) and "
+            "jdiff.adapt.nnx(model) make the pair (apply, params) of it"
+        )
     check_is("the network", apply, Callable, "a function apply(params, x, label, cond); params come after it")
 
 

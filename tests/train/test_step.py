@@ -369,20 +369,13 @@ def nnx_network():
                 h = jax.nn.silu(layer(h))
             return self.layers[-1](h)
 
-    graph, params = nnx.split(nnx.jit(lambda: Net(nnx.Rngs(0)))())
-    return lambda params, x, label, cond: nnx.merge(graph, params)(x, label), params
+    return jdiff.adapt.nnx(nnx.jit(lambda: Net(nnx.Rngs(0)))())
 
 
 def equinox_network():
     eqx = pytest.importorskip("equinox")
     make = eqx.filter_jit(lambda key: eqx.nn.MLP(3, 2, 32, 2, activation=jax.nn.silu, key=key))
-    net = make(jax.random.key(0))
-    params, static = eqx.partition(net, eqx.is_array)
-
-    def apply(params, x, label, cond):
-        return jax.vmap(eqx.combine(params, static))(jnp.concatenate([x, label[:, None]], -1))
-
-    return apply, params
+    return jdiff.adapt.equinox(make(jax.random.key(0)), call=lambda net, x, t, cond: net(jnp.append(x, t)))
 
 
 @pytest.mark.parametrize("network", [pytest.param(linen_network, marks=pytest.mark.slow), nnx_network, equinox_network])
