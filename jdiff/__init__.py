@@ -4,6 +4,9 @@ x_t = alpha_t x_0 + sigma_t eps, with t in [0, 1] and noise growing with t. A sc
 becomes `denoise(x_t, t) -> E[x_0 | x_t]`; a solver steps from t to s < t; `sample` runs it over a grid of times.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from jdiff import convert, guidance, losses, models, solvers, train
 from jdiff.core.brownian import BrownianTree
 from jdiff.core.keys import BatchKey
@@ -23,4 +26,31 @@ from jdiff.process.table import Discrete
 from jdiff.sampling import invert, progress, sample, sample_adaptive, sample_parallel
 from jdiff.train import ema, optim, parallel
 
+if TYPE_CHECKING:
+    from jdiff import config as config
+    from jdiff import data as data
+    from jdiff import metrics as metrics
+    from jdiff import runs as runs
+
 __version__ = "0.1.0"
+__all__ = [
+    "adapt", "as_denoise", "BatchKey", "betas", "BrownianTree", "conditioning", "convert", "Cosine",
+    "coupling", "create_model", "Denoise", "denoiser", "discrete", "Discrete", "EDM", "ema", "eps_from",
+    "Flow", "forward", "grid", "guidance", "invert", "levels", "list_models", "log_snr", "losses",
+    "models", "Noun", "noun", "optim", "oracle", "parallel", "per_sample", "Prediction", "prior", "progress",
+    "q_posterior", "q_sample", "register_model", "sample", "sample_adaptive", "sample_parallel",
+    "Schedule", "schedule", "schedules", "sde", "Shifted", "solvers", "static", "SubVP", "targets", "time_of",
+    "train", "VE", "VP", "weights",
+]  # fmt: skip
+
+LAZY = ("config", "data", "metrics", "runs")  # folders that bring heavier libraries along, when they are first named
+
+
+def __getattr__(name: str) -> Any:
+    if name in LAZY:
+        return importlib.import_module(f"jdiff.{name}")
+    raise AttributeError(f"module 'jdiff' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *LAZY, "__version__"])

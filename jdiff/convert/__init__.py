@@ -9,3 +9,7 @@ from jdiff.convert.table import Mismatch
 from jdiff.convert.weights import ARCHITECTURES, load, save, variables_of
 
 __all__ = ["ARCHITECTURES", "Mismatch", "denoiser", "load", "save", "variables_of"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

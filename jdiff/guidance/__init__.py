@@ -14,18 +14,10 @@ from jdiff.guidance.threshold import threshold
 from jdiff.guidance.zero_star import zero_star
 
 __all__ = [
-    "apg",
-    "autoguidance",
-    "cached",
-    "cfg",
-    "cfg_pp",
-    "classifier",
-    "classifier_x0",
-    "compose",
-    "interval",
-    "interval_of_steps",
-    "rescale",
-    "tcfg",
-    "threshold",
-    "zero_star",
-]
+    "apg", "autoguidance", "cached", "cfg", "cfg_pp", "classifier", "classifier_x0", "compose", "interval",
+    "interval_of_steps", "rescale", "tcfg", "threshold", "zero_star",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

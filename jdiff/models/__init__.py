@@ -28,29 +28,11 @@ from jdiff.models.unet import UNet
 from jdiff.models.vit import ViT
 
 __all__ = [
-    "MLP",
-    "MODELS",
-    "Conv",
-    "DiT",
-    "EDM2UNet",
-    "ResNet",
-    "SelfAttention",
-    "StepMLP",
-    "Tag",
-    "TextEncoder",
-    "Training",
-    "UNet",
-    "ViT",
-    "conv",
-    "create_model",
-    "list_models",
-    "model_arguments",
-    "normalize_weights",
-    "receptive_field",
-    "receptive_field_of",
-    "register_model",
-    "register_tag",
-    "summary",
-    "tag_of",
-    "tokenize",
-]
+    "Conv", "DiT", "EDM2UNet", "MLP", "MODELS", "ResNet", "SelfAttention", "StepMLP", "Tag", "TextEncoder",
+    "Training", "UNet", "ViT", "conv", "create_model", "list_models", "model_arguments", "normalize_weights",
+    "receptive_field", "receptive_field_of", "register_model", "register_tag", "summary", "tag_of", "tokenize",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,3 +6,7 @@ from jdiff.sampling.loop import invert, sample
 from jdiff.sampling.picard import sample_parallel
 
 __all__ = ["invert", "progress", "sample", "sample_adaptive", "sample_parallel"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

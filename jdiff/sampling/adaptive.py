@@ -1,5 +1,6 @@
 """Sampling with adaptive steps, by diffrax: the probability-flow ODE or the reverse SDE, each sample at its pace."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -48,7 +49,7 @@ class AdaptiveInfo(NamedTuple):
 
 
 def sample_adaptive(
-    denoise: Denoise,
+    denoise: Denoise | Callable,
     schedule: Schedule,
     x: Array,
     key=None,

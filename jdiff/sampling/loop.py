@@ -1,6 +1,7 @@
 """Sampling: a solver over a grid, then one last denoise."""
 
 from collections.abc import Callable
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +20,67 @@ from jdiff.sampling.scans import checkpointed_scan, dynamic_scan
 from jdiff.solvers.base import Now, RecallingSolver, Solver, check_solver, mixes
 
 
+@overload
 def sample(
     solver: Solver,
-    denoise: Denoise,
+    denoise: Denoise | Callable,
     schedule: Schedule,
     x: Array,
     times: Array,
-    key=None,
+    key: Any = None,
     *,
-    n=None,
+    n: Any = None,
+    path: Literal[False] = False,
+    checkpoint: bool = True,
+    callback: Callable | None = None,
+) -> Array: ...
+
+
+@overload
+def sample(
+    solver: Solver,
+    denoise: Denoise | Callable,
+    schedule: Schedule,
+    x: Array,
+    times: Array,
+    key: Any = None,
+    *,
+    n: Any = None,
+    path: Literal[True],
+    checkpoint: bool = True,
+    callback: Callable | None = None,
+) -> tuple[Array, Array]: ...
+
+
+@overload
+def sample(
+    solver: Solver,
+    denoise: Denoise | Callable,
+    schedule: Schedule,
+    x: Array,
+    times: Array,
+    key: Any = None,
+    *,
+    n: Any = None,
+    path: bool,
+    checkpoint: bool = True,
+    callback: Callable | None = None,
+) -> Array | tuple[Array, Array]: ...
+
+
+def sample(
+    solver: Solver,
+    denoise: Denoise | Callable,
+    schedule: Schedule,
+    x: Array,
+    times: Array,
+    key: Any = None,
+    *,
+    n: Any = None,
     path: bool = False,
     checkpoint: bool = True,
     callback: Callable | None = None,
-):
+) -> Array | tuple[Array, Array]:
     """Run `solver` from x at times[0] down to times[n - 1], then denoise there.
 
     A solver of one evaluation a step calls the network n times, Heun 2n - 1 times, and nothing is special at sigma = 0.
@@ -98,7 +147,13 @@ def sample(
     return (x0, trace) if path else x0
 
 
-def invert(solver: Solver, denoise: Denoise, schedule: Schedule, x: Array, times: Array) -> Array:
+def invert(
+    solver: Solver,
+    denoise: Denoise | Callable,
+    schedule: Schedule,
+    x: Array,
+    times: Array,
+) -> Array:
     """Run `solver` upwards, from x at times[-1] to the noise at times[0] of which sampling would make it.
 
     The probability-flow ODE backwards in time; with `DDIM()` it is DDIM inversion. Sampling from the result with the

@@ -1,5 +1,6 @@
 """Sampling in parallel over time: the whole path guessed at once, and corrected by Picard iteration until it is one."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ class ParallelInfo(NamedTuple):
 
 def sample_parallel(
     solver: Solver,
-    denoise: Denoise,
+    denoise: Denoise | Callable,
     schedule: Schedule,
     x: Array,
     times: Array,

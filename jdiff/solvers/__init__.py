@@ -16,43 +16,13 @@ from jdiff.solvers.stochastic import EulerMaruyama
 from jdiff.solvers.unipc import SASolver, UniPC
 
 __all__ = [
-    "Ancestral",
-    "AnnealedLangevin",
-    "Churn",
-    "DDIM",
-    "DDPM",
-    "DEIS",
-    "DPM2",
-    "DPM2Ancestral",
-    "DPMSolver",
-    "DPMSolverM",
-    "DPMpp2M",
-    "DPMpp2MSDE",
-    "DPMpp2S",
-    "DPMpp2SAncestral",
-    "DPMpp3M",
-    "DPMpp3MSDE",
-    "DPMppSDE",
-    "EDMStochastic",
-    "Euler",
-    "EulerAncestral",
-    "EulerMaruyama",
-    "ExponentialAB",
-    "GradientEstimation",
-    "Heun",
-    "IPNDM",
-    "LMS",
-    "Langevin",
-    "Multistep",
-    "Now",
-    "PNDM",
-    "PredictorCorrector",
-    "RK4",
-    "Remember",
-    "Restart",
-    "RungeKutta",
-    "SASolver",
-    "SingleStep",
-    "Solver",
-    "UniPC",
-]
+    "Ancestral", "AnnealedLangevin", "Churn", "DDIM", "DDPM", "DEIS", "DPM2", "DPM2Ancestral", "DPMSolver",
+    "DPMSolverM", "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp2SAncestral", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE",
+    "EDMStochastic", "Euler", "EulerAncestral", "EulerMaruyama", "ExponentialAB", "GradientEstimation", "Heun",
+    "IPNDM", "LMS", "Langevin", "Multistep", "Now", "PNDM", "PredictorCorrector", "RK4", "Remember", "Restart",
+    "RungeKutta", "SASolver", "SingleStep", "Solver", "UniPC",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

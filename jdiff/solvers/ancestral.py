@@ -6,7 +6,7 @@ from jdiff.core.arrays import Number, expand, safe_sqrt
 from jdiff.core.checks import check_range
 from jdiff.core.pytrees import Noun, noun, prints_as_call
 from jdiff.process.forward import fresh_noise
-from jdiff.solvers.base import check_base, is_positive, mixes, scaled_noise
+from jdiff.solvers.base import OneStepSolver, check_base, is_positive, mixes, scaled_noise
 from jdiff.solvers.ddim import DDIM
 from jdiff.solvers.stages import DPM2, DPMpp2S
 
@@ -38,7 +38,7 @@ class Ancestral(Noun):
         Crowson's k-diffusion, `get_ancestral_step`.
     """
 
-    base: object
+    base: OneStepSolver
     eta: Number = 1.0
 
     def check(self):
@@ -46,11 +46,11 @@ class Ancestral(Noun):
         check_base(self, self.base)
 
     @property
-    def stochastic(self):
+    def stochastic(self) -> bool:
         return is_positive(self.eta)
 
     @property
-    def order(self):
+    def order(self) -> int:
         return 1 if self.stochastic else self.base.order
 
     @property

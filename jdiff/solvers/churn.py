@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jdiff.core.arrays import Number, expand, safe_sqrt
 from jdiff.core.checks import check_range
 from jdiff.core.pytrees import Noun, noun, prints_as_call
-from jdiff.solvers.base import check_base, is_positive, mixes, nearly_noise, scaled_noise
+from jdiff.solvers.base import OneStepSolver, check_base, is_positive, mixes, nearly_noise, scaled_noise
 from jdiff.solvers.runge_kutta import Heun
 
 LARGEST_GAMMA = 2**0.5 - 1  # the paper's: no step adds more noise than x already has
@@ -39,7 +39,7 @@ class Churn(Noun):
         Karras et al. 2022, arXiv:2206.00364, algorithm 2.
     """
 
-    base: object
+    base: OneStepSolver
     churn: Number = 40.0
     s_min: Number = 0.0
     s_max: Number = float("inf")
@@ -51,11 +51,11 @@ class Churn(Noun):
         check_base(self, self.base)
 
     @property
-    def order(self):
+    def order(self) -> int:
         return self.base.order if not self.stochastic else 1
 
     @property
-    def stochastic(self):
+    def stochastic(self) -> bool:
         return is_positive(self.churn)
 
     @property

@@ -37,7 +37,7 @@ class DDIM(Noun):
         check_range(self, 0, eta=self.eta)
 
     @property
-    def stochastic(self):
+    def stochastic(self) -> bool:
         return is_positive(self.eta)
 
     def plan(self, schedule, times, n, breaks=None):

@@ -93,12 +93,12 @@ class Multistep(Noun):
         check_range(self, 0, eta=self.eta)
 
     @property
-    def stochastic(self):
+    def stochastic(self) -> bool:
         return is_positive(self.eta)
 
     @property
-    def order(self):
-        return 1 if self.stochastic else min(self.nodes, self.rule.highest_order)
+    def order(self) -> int:
+        return 1 if self.stochastic else int(min(self.nodes, self.rule.highest_order))
 
     @property
     def mixes(self):

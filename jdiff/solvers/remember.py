@@ -32,11 +32,11 @@ class Remember(Noun):
         check_solver("the base of Remember", self.base)
 
     @property
-    def order(self):
+    def order(self) -> int:
         return self.base.order
 
     @property
-    def stochastic(self):
+    def stochastic(self) -> bool:
         return self.base.stochastic
 
     @property

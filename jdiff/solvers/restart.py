@@ -50,7 +50,7 @@ class Restart(Noun):
     stochastic = True
 
     @property
-    def order(self):
+    def order(self) -> int:
         return self.base.order
 
     def check(self):

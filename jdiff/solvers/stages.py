@@ -197,11 +197,11 @@ class SingleStep(Noun):
         check_range(self, 0, eta=self.eta)
 
     @property
-    def stochastic(self):
+    def stochastic(self) -> bool:
         return is_positive(self.eta)
 
     @property
-    def order(self):
+    def order(self) -> int:
         return 1 if self.stochastic else self.ode_order
 
     @property
