@@ -106,10 +106,10 @@ def test_public_things_have_docstrings(path, folder):
 def test_import_is_light():
     """`import jdiff` brings jax, flax, optax and numpy along, and nothing that only scripts, data or tests need."""
     heavy = (
-        "chex", "dacite", "diffrax", "grain", "matplotlib", "optuna", "orbax", "PIL", "sklearn", "tensorboardX",
+        "chex", "dacite", "diffrax", "equinox", "flax.nnx", "grain", "matplotlib", "optuna", "orbax", "PIL", "sklearn", "tensorboardX",
         "tensorflow_datasets", "torch", "tqdm", "tyro",
     )  # fmt: skip
-    code = f"import sys, jax, jdiff; print(*[name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, jax, jdiff; dir(jdiff); print(*[name for name in {heavy} if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (out.returncode, out.stdout.strip()) == (0, ""), out.stdout + out.stderr
 
@@ -119,5 +119,20 @@ def test_no_module_is_named_like_a_function():
 
     import jdiff
 
-    for name in ("sample", "denoiser", "sample_parallel", "q_sample", "prior", "discrete", "create_model"):
+    for name in ("sample", "denoiser", "schedule", "sample_parallel", "q_sample", "prior", "discrete", "create_model"):
         assert isinstance(getattr(jdiff, name), types.FunctionType), name
+
+
+def test_dir_shows_what_users_use():
+    """Of jdiff and its folders: what `__all__` names, all of it there, no imports, and no module by accident."""
+    import types
+
+    import jdiff
+
+    assert {*jdiff.__all__, "config", "data", "metrics", "runs", "__version__"} == set(dir(jdiff))
+    modules = {name for name in dir(jdiff) if isinstance(getattr(jdiff, name), types.ModuleType)}
+    assert not modules & {"core", "process", "denoisers", "sampling", "importlib"} and {"solvers", "data"} <= modules
+    for folder in (jdiff.solvers, jdiff.guidance, jdiff.losses, jdiff.models, jdiff.train, jdiff.convert, jdiff.metrics):
+        assert dir(folder) == sorted(set(folder.__all__)) and all(hasattr(folder, name) for name in folder.__all__)
+    for folder in (jdiff.solvers, jdiff.guidance, jdiff.models, jdiff.metrics):
+        assert not [name for name in dir(folder) if isinstance(getattr(folder, name), types.ModuleType)]

@@ -19,9 +19,9 @@ SCRIPT, ROOT = HERE / "user_script.py", HERE.parent.parent
 
 @pytest.mark.slow
 def test_it_runs():
-    """The loss falls; with nothing left out, its solver is DDIM; the slope is the derivative of the spread."""
+    """The loss falls from 0.25, that of a network that returns 0; with nothing left out, its solver is DDIM."""
     out = user_script.main()
-    assert np.mean(out["losses"][-20:]) < 0.8 * np.mean(out["losses"][:20])
+    assert np.mean(out["losses"][-50:]) < 0.18
     assert out["path"].shape == (4, 8, 2)
     chex.assert_tree_all_finite(out)
     schedule, x = user_script.Power(), np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2)
