@@ -132,7 +132,15 @@ def test_dir_shows_what_users_use():
     assert {*jdiff.__all__, "config", "data", "metrics", "runs", "__version__"} == set(dir(jdiff))
     modules = {name for name in dir(jdiff) if isinstance(getattr(jdiff, name), types.ModuleType)}
     assert not modules & {"core", "process", "denoisers", "sampling", "importlib"} and {"solvers", "data"} <= modules
-    for folder in (jdiff.solvers, jdiff.guidance, jdiff.losses, jdiff.models, jdiff.train, jdiff.convert, jdiff.metrics):
+    for folder in (
+        jdiff.solvers,
+        jdiff.guidance,
+        jdiff.losses,
+        jdiff.models,
+        jdiff.train,
+        jdiff.convert,
+        jdiff.metrics,
+    ):
         assert dir(folder) == sorted(set(folder.__all__)) and all(hasattr(folder, name) for name in folder.__all__)
     for folder in (jdiff.solvers, jdiff.guidance, jdiff.models, jdiff.metrics):
         assert not [name for name in dir(folder) if isinstance(getattr(folder, name), types.ModuleType)]

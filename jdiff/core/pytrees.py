@@ -228,6 +228,8 @@ def in_short(value) -> str:
         if type(value) in (list, tuple) and arrays:
             inside = ", ".join(map(in_short, value))
             return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    if isinstance(value, functools.partial):
+        return f"partial({in_short(value.func)})"
     if inspect.ismethod(value):
         return f"{type(value.__self__).__name__}.{value.__name__}"
     if callable(value) and hasattr(value, "__qualname__"):

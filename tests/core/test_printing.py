@@ -61,6 +61,7 @@ def test_arrays_print_in_short():
     jax.jit(lambda d: seen.append(repr(d)))(denoise)
     assert seen[0] == "DDIM(eta=float32[])" and "beta_min=float32[]" in seen[1] and "2 arrays" in seen[1]
     assert in_short(jax.random.key(0)) == "key<fry>[]"
+    assert in_short(jax.tree_util.Partial(network)) == "partial(network)"
     gone = jnp.ones(3)
     gone.delete()
     assert in_short(gone) == "float32[3]"
