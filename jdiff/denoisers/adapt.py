@@ -21,7 +21,7 @@ from jdiff.core.trees import path_names
 from jdiff.denoisers.network import Module
 
 
-def as_it_is(network: Callable, x, label, cond) -> Any:
+def _as_it_is(network: Callable, x, label, cond) -> Any:
     """network(x, label), or network(x, label, cond) where there is a cond."""
     return network(x, label) if cond is None else network(x, label, cond)
 
@@ -57,7 +57,7 @@ class Apply:
         return jax.vmap(one, in_axes=(0, 0, rows))(x, label, cond)
 
 
-def function(f: Callable, params: Any, *, call: Callable = as_it_is, batched: bool = True) -> tuple[Apply, Any]:
+def function(f: Callable, params: Any, *, call: Callable = _as_it_is, batched: bool = True) -> tuple[Apply, Any]:
     """The pair (apply, params) of a function `f(params, x, label)` or `f(params, x, label, cond)`.
 
     >>> apply, params = function(lambda params, x, t: params["scale"] * x, {"scale": 2.0})
@@ -81,7 +81,7 @@ def function(f: Callable, params: Any, *, call: Callable = as_it_is, batched: bo
     return Apply(f"adapt.function({name})", functools.partial(functools.partial, f), call, batched), _arrays(params)
 
 
-def linen(module: Any, variables: Any, *, call: Callable = as_it_is, batched: bool = True) -> tuple[Apply, Any]:
+def linen(module: Any, variables: Any, *, call: Callable = _as_it_is, batched: bool = True) -> tuple[Apply, Any]:
     """The pair (apply, params) of a Flax Linen module whose call is not (x, label, cond).
 
     Args:
@@ -108,7 +108,7 @@ def linen(module: Any, variables: Any, *, call: Callable = as_it_is, batched: bo
     return Apply(f"adapt.linen({type(module).__name__})", network, call, batched), params
 
 
-def equinox(model: Any, *, call: Callable = as_it_is, batched: bool = False) -> tuple[Apply, Any]:
+def equinox(model: Any, *, call: Callable = _as_it_is, batched: bool = False) -> tuple[Apply, Any]:
     """The pair (apply, params) of an Equinox module. Its floating arrays are the params, by the names of its fields.
 
     Args:
@@ -141,7 +141,7 @@ def equinox(model: Any, *, call: Callable = as_it_is, batched: bool = False) -> 
     return Apply(f"adapt.equinox({type(model).__name__})", network, call, batched), params
 
 
-def nnx(model: Any, *, call: Callable = as_it_is, batched: bool = True) -> tuple[Apply, Any]:
+def nnx(model: Any, *, call: Callable = _as_it_is, batched: bool = True) -> tuple[Apply, Any]:
     """The pair (apply, params) of a Flax NNX module. Its floating `nnx.Param` are the params, by their names.
 
     What else it holds, as batch statistics, stays as it is: a module that changes it in a call is an error.

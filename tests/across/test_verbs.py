@@ -167,9 +167,18 @@ ELSEWHERE = {
     "train.make_train_step": "train/test_parallel.py",
     "train.make_train_loop": "train/test_step.py",
 }
-# made on the host, once: tables, optimisers, placement, files
-HOST = ("betas.", "optim.", "parallel.", "ema.power_gamma", "ema.sigma_rel_of", "ema.gamma_of")
-NO_VERBS = ("create_model", "list_models", "register_model", "discrete", "noun", "per_sample", "static")  # of nouns
+# made on the host, once: networks, tables, optimisers, placement, files
+HOST = ("adapt.", "betas.", "optim.", "parallel.", "ema.power_gamma", "ema.sigma_rel_of", "ema.gamma_of")
+NO_VERBS = (
+    "create_model",
+    "list_models",
+    "register_model",
+    "discrete",
+    "noun",
+    "per_sample",
+    "schedule",
+    "static",
+)  # of nouns
 
 
 def public_verbs() -> set[str]:
@@ -177,7 +186,7 @@ def public_verbs() -> set[str]:
     found, names = {}, {}
     face = ast.walk(ast.parse(Path(jdiff.__file__).read_text()))
     handed_on = {alias.name for node in face if isinstance(node, ast.ImportFrom) for alias in node.names}
-    parts = {name: vars(jdiff)[name] for name in handed_on if inspect.ismodule(vars(jdiff)[name])}
+    parts = {name: vars(jdiff)[name] for name in handed_on - set(jdiff.LAZY) if inspect.ismodule(vars(jdiff)[name])}
     modules = [("", jdiff)] + [(f"{name}.", part) for name, part in sorted(parts.items())]
     for prefix, module in modules:
         if prefix in ("convert.", "models.", "core.", "process.", "sampling.", "denoisers.", "oracle.", "schedules."):
