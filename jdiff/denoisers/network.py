@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jdiff.core.arrays import Array
-from jdiff.core.checks import check_floating, check_is, check_same_shape
+from jdiff.core.checks import check_floating, check_is, check_noun, check_same_shape
 from jdiff.core.pytrees import is_leaf, noun, per_sample, static
 from jdiff.denoisers.conditioning import LogSNR, Plain
-from jdiff.denoisers.targets import Target, check_target, solve
+from jdiff.denoisers.targets import Target, solve
 from jdiff.process.clock import Schedule, check_schedule
 from jdiff.process.prediction import Denoise, Prediction
 
@@ -108,6 +108,11 @@ def check_network(apply) -> None:
             "jdiff.adapt.nnx(model) make the pair (apply, params) of it"
         )
     check_is("the network", apply, Callable, "a function apply(params, x, label, cond); params come after it")
+
+
+def check_target(target) -> None:
+    """Raise TypeError unless `target` is one."""
+    check_noun("target", target, Target, "a target, as targets.Eps()")
 
 
 def remember(denoise: Denoise, previous: Array) -> Denoise:

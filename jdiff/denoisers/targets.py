@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 
 from jdiff.core.arrays import Array, Number, as_time, expand
-from jdiff.core.checks import SMALLEST, check_floating, check_noun, check_range, check_same_shape, check_time
+from jdiff.core.checks import SMALLEST, check_floating, check_range, check_same_shape, check_time
 from jdiff.core.pytrees import Noun, noun
 from jdiff.process.clock import Schedule, check_schedule
 from jdiff.process.sde import derivative
@@ -29,11 +29,6 @@ class Target(Protocol):
     def row(self, schedule: Schedule, t: Array) -> Row:
         """(a_t, b_t) of F* = a_t x_0 + b_t eps, each of the shape of t."""
         ...
-
-
-def check_target(target) -> None:
-    """Raise TypeError unless `target` is one."""
-    check_noun("target", target, Target, "a target, as targets.Eps()")
 
 
 @noun

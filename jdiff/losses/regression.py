@@ -17,8 +17,8 @@ from jdiff.core.checks import check_floating, check_is, check_same_shape
 from jdiff.core.keys import each, normal, split
 from jdiff.core.pytrees import Noun, concrete, noun
 from jdiff.denoisers.conditioning import LogSNR
-from jdiff.denoisers.network import run_network, split_variance
-from jdiff.denoisers.targets import Target, aim, check_target, solve
+from jdiff.denoisers.network import check_target, run_network, split_variance
+from jdiff.denoisers.targets import Target, aim, solve
 from jdiff.losses.coupling import Independent
 from jdiff.losses.levels import Knots, Levels, LossAware, Uniform, WeightedLevels
 from jdiff.losses.vlb import table_length, terms_of
