@@ -12,6 +12,7 @@ from jdiff import runs
 from jdiff.commands import options
 from jdiff.core import files
 from jdiff.runs import plot
+from jdiff.runs.pictures import grid
 from jdiff.train import checkpoint, params_file
 
 MOST = 10_000_000  # samples, which are held in memory
@@ -52,20 +53,21 @@ def main(argv: list[str]) -> int:
     num, (source, params) = sampling.num, restored(a, run)
 
     x, labels = runs.draw(run, params, jax.random.key(a.seed), num, sampling, asked)
-    samples = run.facts.to_data(x)
+    samples, shown = run.facts.to_data(x), num
     if out.suffix == ".npz":
         labels = np.full(num, -1) if labels is None else labels  # -1: this run has no classes
         labels, class_names = labels.astype(np.int32), np.array(run.facts.class_names, str)
         arrays = functools.partial(np.savez_compressed, samples=samples, labels=labels, class_names=class_names)
         files.write(out, arrays)
     elif run.facts.is_image:
-        plot.image_grid(out, samples, columns=min(num, max(10, int(np.sqrt(num)))))
+        shown = grid(run, out, samples, labels)
     else:
         real = run.facts.points
         plot.plane_figure(out, [] if real is None else [(0.0, real)], [(0.0, samples)])
     guide = "" if sampling.guide.name == "cfg" else f" by {sampling.guide.name}"
     words = f"{sampling.solver.name}, {sampling.steps} steps, guidance {sampling.guidance:g}{guide}"
-    print(f"{num} samples of {source} ({words}) in {out}")
+    part = f"; the picture has room for {shown:,} of them, and an .npz for all" if shown < num else ""
+    print(f"{num} samples of {source} ({words}) in {out}{part}")
     return 0
 
 

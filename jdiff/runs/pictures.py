@@ -1,4 +1,4 @@
-"""Pictures of a run's samples: a row for each class, or the figure of a plane."""
+"""Pictures of a run's samples: images by their class, or the figure of a plane."""
 
 from pathlib import Path
 from typing import Any
@@ -38,16 +38,27 @@ def picture(run: Run, params: Any, name: str) -> Path:
 
 
 def images(run: Run, params: Any, key, path: Path) -> None:
-    """Write a grid of images: a row for each class, or rows of ten where there are no classes."""
-    sampling, data = run.config.sample, run.facts
-    if not data.classes:
-        x, _ = draw(run, params, key, sampling.num, sampling)
-        plot.image_grid(path, data.to_data(x), columns=10)
-        return
-    columns = max(1, sampling.num // data.classes)
-    labels = np.repeat(np.arange(data.classes), columns)
-    x, _ = draw(run, params, key, len(labels), sampling, labels)
-    plot.image_grid(path, data.to_data(x), columns, data.class_names)
+    """Write a grid of images, by their class where there are classes."""
+    sampling = run.config.sample
+    x, labels = draw(run, params, key, sampling.num, sampling)
+    grid(run, path, run.facts.to_data(x), labels)
+
+
+def grid(run: Run, path, samples: np.ndarray, labels: np.ndarray | None) -> int:
+    """Write samples of a run as a grid, under the names of the classes that were asked for.
+
+    Args:
+        run: the run, whose data are images.
+        path: where to, a .png.
+        samples: images as they are stored.
+        labels: their classes, (N,), or None where the run has no classes.
+
+    Returns:
+        How many of the samples the picture holds: at the most, what fits into `plot.LARGEST` pixels a side.
+    """
+    if labels is None:
+        return plot.image_grid(path, samples)
+    return plot.class_grid(path, samples, labels, run.facts.class_names)
 
 
 def plane(run: Run, params: Any, key, path: Path) -> None:

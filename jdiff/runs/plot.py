@@ -1,25 +1,48 @@
 """Figures as files: grids of images, a plane, a search. Files appear whole or not at all."""
 
+import math
+from collections import Counter
+from collections.abc import Sequence
+
 import numpy as np
 
 from jdiff.core.extras import needs
 from jdiff.core.files import write
 from jdiff.runs.search import Choices, Range
 
+TILE, LARGEST = 64, 6000  # pixels: the least height of an image in a grid, the largest side of a picture
+FONT = 14  # pixels
+TALLEST = 4  # classes to images of each, up to which a class has a row of its own
 POINTS = 3000  # drawn in a panel
 INK, ACCENT, FAINT = "#22313f", "#2a6f97", "#9aa5b1"
 
 
-def image_grid(path, images: np.ndarray, columns: int, labels=None, scale: int | None = None, gap: int = 2) -> None:
-    """Write images in rows, enlarged without smoothing.
+def image_grid(
+    path,
+    images: np.ndarray,
+    columns: int | None = None,
+    labels: Sequence[object] | None = None,
+    *,
+    captions: Sequence[object] | None = None,
+    places: np.ndarray | None = None,
+    scale: int | None = None,
+    gap: int = 2,
+) -> int:
+    """Write images in rows, enlarged without smoothing. A picture has at most `LARGEST` pixels a side.
 
     Args:
         path: where to, a .png.
         images: uint8 (N, H, W, C), C of 1 or 3.
-        columns: images in a row.
-        labels: a text for each row, at its left; None for none.
-        scale: how many times they are enlarged; None enlarges small ones to about 32 pixels.
+        columns: images in a row; None for about as many as there are rows.
+        labels: a text for each row, at its left, as long as it may be; None for none.
+        captions: a text for each image, below it; None for none.
+        places: row and column of each image, (N, 2); None for one after the other.
+        scale: how many times they are enlarged; None enlarges small ones to at least `TILE` pixels, and less where the
+            picture would be too large.
         gap: pixels between two images.
+
+    Returns:
+        How many of the images the picture holds: those that have a place within `LARGEST` pixels.
 
     Raises:
         ValueError: the images have another shape or dtype.
@@ -32,21 +55,91 @@ def image_grid(path, images: np.ndarray, columns: int, labels=None, scale: int |
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"image_grid: images are {images.dtype}{images.shape}; expected uint8 (N, H, W, 1 or 3)")
     n, height, width, _ = images.shape
-    scale = scale or max(1, 32 // height)
-    rows = -(-n // columns)
-    cell_h, cell_w = height * scale + gap, width * scale + gap
-    margin = 0 if labels is None else 22
-    canvas = Image.new("RGB", (margin + columns * cell_w + gap, rows * cell_h + gap), "white")
-    for i, image in enumerate(images):
-        tile = np.broadcast_to(image, (height, width, 3)).repeat(scale, 0).repeat(scale, 1)
-        at = (margin + gap + i % columns * cell_w, gap + i // columns * cell_h)
-        canvas.paste(Image.fromarray(np.ascontiguousarray(tile)), at)
-    if labels is not None:
-        draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
-        for row, text in enumerate(labels):
-            at = (margin // 2 + 1, gap + row * cell_h + height * scale // 2)
-            draw.text(at, str(text), fill=INK, font=font, anchor="mm")
+    font = ImageFont.load_default(size=FONT)
+    texts = [shortened(caption, 20) for caption in captions or ()]
+    text_w, text_h = max((math.ceil(font.getlength(text)) + 4 for text in texts), default=0), FONT + 6 if texts else 0
+    if places is None:
+        columns = min(columns or near_square(n), max(1, (LARGEST - gap) // (max(width, text_w) + gap)))
+        places = np.stack(np.divmod(np.arange(n), columns), axis=-1)
+    names = [shortened(label, 60) for label in labels or ()]
+    margin = max((math.ceil(font.getlength(name)) + 14 for name in names), default=0)
+
+    def cell(scale):
+        return np.array([height * scale + text_h + gap, max(width * scale, text_w) + gap])
+
+    def sides(scale, places):
+        return (places.max(0) + 1) * cell(scale) + [gap, margin + gap]
+
+    scale = scale or max(1, -(-TILE // height))
+    while scale > 1 and sides(scale, places).max() > LARGEST:
+        scale -= 1
+    most = np.maximum((LARGEST - gap - np.array([0, margin])) // cell(scale), 1)  # rows and columns with a place
+    shown = np.flatnonzero((places < most).all(1))
+    high, wide = (int(side) for side in sides(scale, places[shown]))
+    canvas = Image.new("RGB", (wide, high), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i in shown:
+        tile = np.broadcast_to(images[i], (height, width, 3)).repeat(scale, 0).repeat(scale, 1)
+        top, left = (int(a) for a in places[i] * cell(scale) + [gap, margin + gap])
+        middle = (cell(scale)[1] - gap) // 2
+        canvas.paste(Image.fromarray(np.ascontiguousarray(tile)), (left + int(middle) - width * scale // 2, top))
+        if texts:
+            draw.text((left + middle, top + height * scale + text_h // 2), texts[i], fill=INK, font=font, anchor="mm")
+    for row, name in enumerate(names[: most[0]]):
+        at = (margin - 8, gap + row * int(cell(scale)[0]) + height * scale // 2)
+        draw.text(at, name, fill=INK, font=font, anchor="rm")
     write(path, lambda file: canvas.save(file, "PNG"))
+    return len(shown)
+
+
+def class_grid(path, images: np.ndarray, labels: np.ndarray, names: Sequence[object] | None = None) -> int:
+    """Write images by their class: rows for each one, with its name at the left, or a caption below each image.
+
+    Where a class has so few images that its rows would make a tall and narrow picture, there are captions.
+
+    Args:
+        path: where to, a .png.
+        images: as for `image_grid`.
+        labels: the class of each image, (N,) whole numbers.
+        names: of all classes; None for their numbers.
+
+    Returns:
+        How many of the images the picture holds, as for `image_grid`.
+
+    Raises:
+        ValueError, MissingExtra: as for `image_grid`.
+    """
+    images = images[: (LARGEST // min(images.shape[1:3])) ** 2]  # no more than that have a place
+    labels = np.asarray(labels)[: len(images)]
+    texts = [str(label if names is None else names[label]) for label in labels]
+    asked = list(dict.fromkeys(labels.tolist()))  # the classes in the order of their first image
+    count: Counter[int] = Counter()
+    rank = np.zeros(len(labels), int)  # of each image within its class
+    for i, label in enumerate(labels.tolist()):
+        rank[i], count[label] = count[label], count[label] + 1
+    most = int(rank.max()) + 1
+    if len(asked) > TALLEST * most or 1 < len(asked) == len(labels):
+        return image_grid(path, images, captions=texts)
+    columns = -(-most // max(1, int(math.sqrt(most / len(asked)))))  # about as many as rows of all classes together
+    first, rows = {}, 0
+    for label in asked:
+        first[label], rows = rows, rows - (-count[label] // columns)
+    block = np.array([first[label] for label in labels.tolist()])
+    left = [""] * rows
+    for text, row in zip(texts, block.tolist(), strict=True):
+        left[row] = text
+    return image_grid(path, images, labels=left, places=np.stack([block + rank // columns, rank % columns], axis=-1))
+
+
+def near_square(n: int) -> int:
+    """How many columns make n images about as wide as high; up to 8 images are one row."""
+    return n if n <= 8 else math.ceil(math.sqrt(n))
+
+
+def shortened(text: object, length: int) -> str:
+    """A text in one line, of at most so many letters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= length else line[: length - 3] + "..."
 
 
 def plane_figure(path, forward, backward, losses=None) -> None:
@@ -68,7 +161,9 @@ def plane_figure(path, forward, backward, losses=None) -> None:
         from matplotlib.figure import Figure
 
     columns = max(len(forward), len(backward))
-    figure = Figure(figsize=(2.1 * columns, 4.6 if losses is None else 6.6), dpi=110, layout="constrained")
+    panel = min(3.6, max(2.1, 7 / columns))  # inches
+    high = 2 * panel + 0.4 + (0 if losses is None else 2)
+    figure = Figure(figsize=(panel * columns, high), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2 if losses is None else 3, columns)
     for row, (title, panels, color) in enumerate((("data", forward, INK), ("samples", backward, ACCENT))):
@@ -76,10 +171,10 @@ def plane_figure(path, forward, backward, losses=None) -> None:
             axes = figure.add_subplot(grid[row, column])
             shown = np.asarray(points)[np.random.default_rng(0).permutation(len(points))[:POINTS]]  # they may be sorted
             axes.scatter(shown[:, 0], shown[:, 1], s=1.2, color=color, alpha=0.35, linewidths=0, rasterized=True)
-            reach = 1.1 * float(np.quantile(np.abs(points), 0.999))
+            reach = 1.1 * float(np.quantile(np.abs(points), 0.999)) or 1.0
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", yticks=[])
             axes.set_xticks([-reach / 1.1, 0, reach / 1.1], [f"{-reach / 1.1:.2g}", "0", f"{reach / 1.1:.2g}"])
-            axes.tick_params(labelsize=7, color="#d5dbe1", labelcolor=FAINT)
+            axes.tick_params(labelsize=8, color="#d5dbe1", labelcolor=INK)
             axes.set_title(f"t = {t:.2f}" if t else "t = 0", fontsize=9, color=INK)
             for spine in axes.spines.values():
                 spine.set_color("#d5dbe1")
@@ -88,12 +183,15 @@ def plane_figure(path, forward, backward, losses=None) -> None:
     if losses is not None:
         steps, values = (np.asarray(a) for a in losses)
         axes = figure.add_subplot(grid[2, :])
-        axes.plot(steps, values, color=FAINT, linewidth=0.6, label="mean of a visit")
+        few = dict(marker="o", markersize=4) if len(values) < 3 else {}  # a line of one point cannot be seen
+        axes.plot(steps, values, color=FAINT, linewidth=0.6, label="mean of a visit", **few)
         if len(values) > 4:
             window = max(2, len(values) // 15)
             smooth = np.convolve(values, np.ones(window) / window, "valid")
             axes.plot(steps[window - 1 :], smooth, color=ACCENT, linewidth=1.6, label=f"mean of {window} visits")
             axes.legend(frameon=False, fontsize=8)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("step", fontsize=9)
         axes.set_ylabel("loss", fontsize=9)
         axes.tick_params(labelsize=8)
