@@ -110,7 +110,7 @@ def test_import_is_light():
     heavy = (
         "chex", "dacite", "diffrax", "equinox", "flax.nnx", "grain",
         "matplotlib", "optuna", "orbax", "PIL", "sklearn", "tensorboardX",
-        "tensorflow_datasets", "torch", "tqdm", "tyro",
+        "tensorflow_datasets", "torch", "tqdm", "tyro", "wandb",
     )  # fmt: skip
     code = f"import sys, jax, jdiff; dir(jdiff); print(*[name for name in {heavy} if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

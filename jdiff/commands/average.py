@@ -4,11 +4,11 @@ From the snapshots in RUN_DIR/snapshots, which a run leaves that tracks power-fu
 """
 
 import dataclasses
-import sys
+import warnings
 from pathlib import Path
 
 from jdiff import config as configs
-from jdiff.train import checkpoint, ema, params_file, posthoc
+from jdiff.train import ema, params_file, posthoc
 
 POOR = 0.1  # the profile's relative error above which its samples are another profile's
 
@@ -62,14 +62,13 @@ def main(argv: list[str]) -> int:
     weights = posthoc.coefficients(steps, gammas, step, gamma)
     misfit = posthoc.misfit(steps, gammas, weights, step, gamma)
     weighted = [(s, weight) for s, weight in zip(used, weights, strict=True) if weight]
-    with checkpoint.told():
-        average = posthoc.combine(posthoc.load(s for s, _ in weighted), [weight for _, weight in weighted])
+    average = posthoc.combine(posthoc.load(s for s, _ in weighted), [weight for _, weight in weighted])
     params_file.write_params(out, average)
     print(
         f"sigma_rel {a.sigma_rel:g} at step {step:,} from {len(weighted)} snapshots, profile error {misfit:.2%}: {out}"
     )
     if misfit > POOR:
-        print("warning: the snapshots are too few for this profile: take them more often", file=sys.stderr)
+        warnings.warn("the snapshots are too few for this profile: take them more often", stacklevel=2)
     return 0
 
 

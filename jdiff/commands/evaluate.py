@@ -10,6 +10,7 @@ Of points on the plane it measures the sliced Wasserstein-2 distance to fresh po
 """
 
 import dataclasses
+import textwrap
 from pathlib import Path
 
 import jax
@@ -20,7 +21,22 @@ from jdiff import metrics, runs
 from jdiff.commands import options
 from jdiff.core.extras import needs
 from jdiff.data import load
+from jdiff.runs.progress import Progress
 
+LEGEND = {
+    "as asked": "how often the classifier sees in a sample the class that was asked for. The best is what it reaches on "
+    "real images, above; more than that means that samples are plainer than real ones.",
+    "Frechet distance": "how far samples are from real images, in the judge's features. 0 is best. Its size depends on "
+    "the judge and on --num, so compare only what was measured with the same ones.",
+    "ratio": "that distance over the distance of training images. 1 is best: samples are as near to held-out images as "
+    "training images are. The larger it is, the more samples look different or miss a part of the data.",
+    "nearest-neighbour ratio": "how far a sample is from its nearest training image, over the same of held-out images. "
+    "About 1 is good. Well below 1 means that samples repeat training images; well above 1, that they are noisy.",
+}
+PLANE_LEGEND = {
+    "sliced W2": "how far samples must be moved to become fresh points of the data, on average over directions.",
+    "ratio": "that distance over the one between two fresh sets. 1 is best: samples are as near as fresh points are.",
+}
 FRESH_SETS = 8
 MOST = 10_000_000  # samples
 
@@ -57,15 +73,20 @@ def main(argv: list[str]) -> int:
     for sampling in samplings:
         dataclasses.replace(run.config, sample=sampling)  # checks the numbers
     step, params = runs.restore_ema(run)
-    key = jax.random.key(a.seed)
+    key, progress = jax.random.key(a.seed), Progress()
     if not run.facts.is_image:
-        x, _ = runs.draw(run, params, key, 10_000, asked)
-        print(plane_line(run.facts.to_data(x), run.config))
+        check_plane(run.config)
+        x, _ = runs.draw(run, params, key, 10_000, asked, progress=progress)
+        with progress.stage("comparing with fresh points"):
+            line = plane_line(run.facts.to_data(x), run.config)
+        print(line)
+        explain(PLANE_LEGEND, list(PLANE_LEGEND))
         return 0
 
     data = run.dataset
     held_out, lacking = len(data.held_x) > 1, lacks(run, data)
-    judge = pixels_judge(data, not lacking) if a.judge is None else resnet_judge(a.judge, data)
+    with progress.stage("fitting the judge to the training images" if a.judge is None else f"the judge {a.judge}"):
+        judge = pixels_judge(data, not lacking) if a.judge is None else resnet_judge(a.judge, data, progress)
     real = data.held_x if held_out else data.x
     reference = judge(real)[1]
     if a.num <= reference.shape[1]:
@@ -84,22 +105,33 @@ def main(argv: list[str]) -> int:
     if held_out:
         pixels = flat(data.to_model(data.x))
         held_pixels = flat(data.to_model(data.held_x[pick(len(data.held_x), a.num, a.seed)]))
-        usual = np.median(metrics.nearest_distance(held_pixels, pixels))
-        theirs = metrics.frechet(judge(data.x[pick(len(data.x), max(len(data.held_x), 1437), 0)])[1], reference)
+        with progress.stage("measuring training and held-out images"):
+            usual = np.median(metrics.nearest_distance(held_pixels, pixels))
+            theirs = metrics.frechet(judge(data.x[pick(len(data.x), max(len(data.held_x), 1437), 0)])[1], reference)
     else:
         print("not measured: ratios, because no images are held out; the distance is that to the training images")
     for sampling in samplings:
-        x, labels = runs.draw(run, params, key, a.num, sampling)
-        images = data.to_data(x)
-        found, features = judge(images)
-        ours = metrics.frechet(features, reference)
-        parts = [] if lacking else [f"as asked {np.mean(found == labels):.1%}"]
-        parts.append(f"Frechet distance {ours:.3g}")
-        if held_out:
-            near = np.median(metrics.nearest_distance(flat(data.to_model(images)), pixels))
-            parts += [f"ratio {ours / theirs:.2f}", f"nearest-neighbour ratio {near / usual:.2f}"]
-        print(f"guidance {sampling.guidance:g}: {', '.join(parts)}", flush=True)
+        x, labels = runs.draw(run, params, key, a.num, sampling, progress=progress)
+        images, figures = data.to_data(x), {}
+        with progress.stage(f"judging samples of guidance {sampling.guidance:g}"):
+            found, features = judge(images)
+            ours = metrics.frechet(features, reference)
+            if not lacking:
+                figures["as asked"] = f"{np.mean(found == labels):.1%}"
+            figures["Frechet distance"] = f"{ours:.3g}"
+            if held_out:
+                near = np.median(metrics.nearest_distance(flat(data.to_model(images)), pixels))
+                figures |= {"ratio": f"{ours / theirs:.2f}", "nearest-neighbour ratio": f"{near / usual:.2f}"}
+        shown = ", ".join(f"{name} {figure}" for name, figure in figures.items())
+        print(f"guidance {sampling.guidance:g}: {shown}", flush=True)
+    explain(LEGEND, list(figures))
     return 0
+
+
+def explain(legend: dict[str, str], figures: list[str]) -> None:
+    """Print what each of the figures means, and which values are good."""
+    lines = [textwrap.fill(f"{name}: {legend[name]}", 100, subsequent_indent="  ") for name in figures]
+    print("", *lines, sep="\n")
 
 
 # -------------------------------------------------------------------- images
@@ -126,12 +158,12 @@ def check_judge(path: str) -> None:
         configs.check_writable(path)
 
 
-def resnet_judge(path: str, data):
+def resnet_judge(path: str, data, progress: Progress):
     """A judge that is a ResNet, trained where there is no such file: images as stored -> (labels, features)."""
     if data.classes < 2:
         raise configs.ConfigError(f"--judge {path}: a ResNet learns classes, and {data.name} has {data.classes}")
     if not Path(path).exists():
-        print(f"training a ResNet to judge by, kept in {path}", flush=True)
+        progress.line(f"training a ResNet to judge by, kept in {path}")
         metrics.save_judge(path, metrics.fit_judge(data))
     resnet = metrics.load_judge(path, data)
     return lambda images: resnet.look(data.to_model(images))
@@ -168,10 +200,14 @@ def flat(images) -> np.ndarray:
 # -------------------------------------------------------------------- planes
 
 
-def plane_line(x, config: configs.Config) -> str:
-    """What is measured of points, in words."""
+def check_plane(config: configs.Config) -> None:
+    """Raise ConfigError unless the data set can make fresh points."""
     if config.data.name not in ("scurve", "moons", "circles", "swiss_roll"):
         raise configs.ConfigError(f"data set {config.data.name!r} cannot make fresh points to compare with")
+
+
+def plane_line(x, config: configs.Config) -> str:
+    """What is measured of points, in words."""
     args = [config.data.args | dict(n=len(x), seed=1000 + i) for i in range(FRESH_SETS)]
     fresh = [load(config.data.name, **one).x for one in args]
     between = np.mean([metrics.sliced_wasserstein(p, q) for i, p in enumerate(fresh) for q in fresh[:i]])

@@ -13,6 +13,7 @@ from jdiff.commands import options
 from jdiff.core import files
 from jdiff.runs import plot
 from jdiff.runs.pictures import grid
+from jdiff.runs.progress import Progress
 from jdiff.train import checkpoint, params_file
 
 MOST = 10_000_000  # samples, which are held in memory
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
     asked = classes(a.labels, run)
     num, (source, params) = sampling.num, restored(a, run)
 
-    x, labels = runs.draw(run, params, jax.random.key(a.seed), num, sampling, asked)
+    x, labels = runs.draw(run, params, jax.random.key(a.seed), num, sampling, asked, progress=Progress())
     samples, shown = run.facts.to_data(x), num
     if out.suffix == ".npz":
         labels = np.full(num, -1) if labels is None else labels  # -1: this run has no classes
@@ -83,8 +84,7 @@ def restored(a: Arguments, run: runs.Run):
     """(where the parameters are from, in words; the parameters)."""
     try:
         if a.params is not None:
-            with checkpoint.told():
-                return a.params, params_file.load_params(a.params, runs.like(run))
+            return a.params, params_file.load_params(a.params, runs.like(run))
         step, params = runs.restore_ema(run, a.step)
         return f"step {step:,}", params
     except checkpoint.CheckpointError as error:

@@ -19,11 +19,14 @@ import numpy as np
 from jdiff import config as configs
 from jdiff import runs
 from jdiff.data import prefetch
-from jdiff.runs import lock, peers, watch
-from jdiff.runs.pictures import picture
+from jdiff.runs import boards, lock, peers, watch
+from jdiff.runs.pictures import Painter
+from jdiff.runs.progress import Progress
 from jdiff.runs.signals import Signals
 from jdiff.runs.visits import EDGES, by_level, check_finite, make_record, means, padded, profiled, visits
 from jdiff.train import checkpoint, make_train_loop, make_train_step, parallel, posthoc
+
+FINAL = Path("samples/final.png")  # in the run directory, the picture of the last step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Arguments:
     """Stop at this step for now."""
     profile: bool = False
     """Write a trace of the second visit, for TensorBoard or Perfetto."""
+    wandb: str | None = None
+    """Show the run in this project of Weights & Biases too; needs the extra wandb."""
     requeue_on: Literal["USR1", "USR2", "SIGUSR1", "SIGUSR2"] | None = None
     """Save and leave on this signal too."""
     coordinator: str | None = None
@@ -57,6 +62,8 @@ def main(argv: list[str]) -> int:
     about = "Train a diffusion model. The options of the script come first, then every setting of the config."
     a, config = configs.parse_with_config(Arguments, argv, prog="jdiff train", description=about)
     check_numbers(a)
+    if a.wandb is not None:
+        boards.check_wandb()
     configs.limit_threads(config)
     settings, directory = config.train, Path(a.run_dir or f"runs/{config.name}")
     last = settings.steps if a.until is None else min(a.until, settings.steps)
@@ -67,15 +74,21 @@ def main(argv: list[str]) -> int:
         first, count = jax.process_index() == 0, jax.process_count()
         say = watch.say if first else lambda *words, **keywords: None
         warn = functools.partial(say, "warning:", file=sys.stderr)
+        progress = Progress(first)
         devices = configs.devices(config)
         run = runs.build(directory, config)
         if a.resume and not checkpoint.steps(run.checkpoints):
             raise configs.ConfigError(f"nothing to resume in {directory}: no checkpoints; leave --resume out to start")
         held.enter_context(lock.held(directory, warn, stop.before_end))
+        done = finished(run)
         runs.prepare_directory(run)
+        if done:
+            say(f"trained to step {settings.steps:,} already; samples in {directory / FINAL}")
+            return 0
 
         # ------------------------------------------------------------ the step, and many of them in one program
-        runs.rehearse(run)
+        with progress.stage("checking that data, network, loss and sampler fit"):
+            runs.rehearse(run)
         step_function = make_train_step(
             runs.make_loss(run),
             configs.build_optimizer(config),
@@ -87,7 +100,9 @@ def main(argv: list[str]) -> int:
         loop = make_train_loop(step_function, runs.make_take(run), make_record(run.schedule))
 
         # ------------------------------------------------------------ the state, new or restored
-        state, loop, place = placed(runs.new_state(run), loop, devices, settings.fsdp)
+        with progress.stage("compiling the initial parameters (1 of 3)"):
+            state = jax.block_until_ready(runs.new_state(run))
+        state, loop, place = placed(state, loop, devices, settings.fsdp)
         position = None  # of the data, where they can only be read forwards
         if checkpoint.steps(run.checkpoints):
             state, position = restored(run, state)
@@ -102,7 +117,8 @@ def main(argv: list[str]) -> int:
         flops = watch.peak_flops(devices)
         peak = flops / runs.step_flops(run) if flops else None
         images = settings.batch if run.facts.is_image else 0
-        log = watch.Log(directory, step, settings.steps, images, peak, first)
+        log = watch.Log(directory, step, settings.steps, images, peak, first, shown_on(a, run, step) if first else [])
+        painter = Painter(run, progress, "compiling the sampler (3 of 3)")
         writer = checkpoint.Writer(run.checkpoints, settings.keep, settings.keep_every)
         note = dict(config=configs.to_dict(config), samples=runs.about_data(run))
         skipped = leave = 0
@@ -114,43 +130,51 @@ def main(argv: list[str]) -> int:
             writer.wait()
             return runs.last_checkpoint(directory)
 
-        with contextlib.closing(log), writer, prefetch(chunks, on_device) as ready:
-            for start, steps in visits(step, last, settings):
-                with profiled(directory / "profile", a.profile and log.visits == 1):
-                    waited = ready.waited
-                    arrays, position = next(ready)
-                    state, metrics = loop(state, key, arrays, np.arange(settings.visit), steps)
-                    metrics = {name: np.asarray(values)[:steps] for name, values in metrics.items()}
-                stop.patient, stop.when = True, "before this was saved; earlier checkpoints are whole"
-                step = start + steps
-                skipped = check_finite(metrics, start, skipped, settings.skip_nonfinite, last_checkpoint)
-                log.visit(step, means(metrics), ready.waited - waited)
-                log.histogram(step, "loss by log-SNR", EDGES, by_level(metrics["level"], metrics["each"]))
-                leave = parallel.highest(stop.number)
-                if leave or step % settings.save_every == 0 or step == last:
-                    writer.save(state, dict(note, data=position))
-                if settings.posthoc and (step % settings.snapshot_every == 0 or step == settings.steps):
-                    averages = parallel.host({name: tree for name, tree in state.ema.items() if name != "main"})
-                    if first:
-                        posthoc.store(directory / "snapshots", step, averages)
-                if leave:
-                    break
-                if settings.sample_every and step % settings.sample_every == 0 and step < settings.steps:
-                    average = runs.main_average(state)
-                    log.picture(picture(run, average, f"{step:07d}") if first else None, step)
+        with contextlib.closing(log):
+            with writer, prefetch(chunks, on_device) as ready:
+                for start, steps in visits(step, last, settings):
+                    with profiled(directory / "profile", a.profile and log.visits == 1):
+                        waited = ready.waited
+                        arrays, position = next(ready)
+                        if not log.visits:
+                            with progress.stage("compiling the training step (2 of 3)"):
+                                loop.lower(state, key, arrays, np.arange(settings.visit), steps).compile()
+                            log.start()
+                        state, metrics = loop(state, key, arrays, np.arange(settings.visit), steps)
+                        metrics = {name: np.asarray(values)[:steps] for name, values in metrics.items()}
+                    stop.patient, stop.when = True, "before this was saved; earlier checkpoints are whole"
+                    step = start + steps
+                    skipped = check_finite(metrics, start, skipped, settings.skip_nonfinite, last_checkpoint)
+                    log.visit(step, means(metrics), ready.waited - waited)
+                    log.histogram(step, "loss by log-SNR", EDGES, by_level(metrics["level"], metrics["each"]))
+                    leave = parallel.highest(stop.number)
+                    if leave or step % settings.save_every == 0 or step == last:
+                        writer.save(state, dict(note, data=position))
+                    if settings.posthoc and (step % settings.snapshot_every == 0 or step == settings.steps):
+                        averages = parallel.host({name: tree for name, tree in state.ema.items() if name != "main"})
+                        if first:
+                            posthoc.store(directory / "snapshots", step, averages)
+                    if leave:
+                        break
+                    if settings.sample_every and step % settings.sample_every == 0 and step < settings.steps:
+                        average = runs.main_average(state)
+                        log.picture(painter.picture(average, f"{step:07d}") if first else None, step)
 
-        # ------------------------------------------------------------ the end
-        stop.patient, stop.when = False, f"after step {step:,}, which is saved; the last picture is missing"
-        if leave := parallel.highest(stop.number):
-            name = signal.Signals(leave).name
-            say(f"stopped by {name}: saved at step {step:,}; the same command goes on from there")
-            return 128 + leave
-        if step < settings.steps:
-            say(f"stopped as asked: saved at step {step:,}")
-            return 0
-        average = runs.main_average(state)
-        if first:
-            say(f"trained to step {step:,}; samples in {picture(run, average, 'final')}")
+            # ------------------------------------------------------------ the end
+            log.rest()
+            stop.patient, stop.when = False, f"after step {step:,}, which is saved; the last picture is missing"
+            if leave := parallel.highest(stop.number):
+                name = signal.Signals(leave).name
+                say(f"stopped by {name}: saved at step {step:,}; the same command goes on from there")
+                return 128 + leave
+            if step < settings.steps:
+                say(f"stopped as asked: saved at step {step:,}")
+                return 0
+            average = runs.main_average(state)
+            if first:
+                final = painter.picture(average, FINAL.stem)
+                log.picture(final, step)
+                say(f"trained to step {step:,}; samples in {final}")
         parallel.anywhere(False)  # the others wait for the picture, under the watch
         return 0
 
@@ -188,6 +212,31 @@ def joined(a: Arguments, directory: Path, settings: configs.Train, stop: Signals
         yield
 
 
+def shown_on(a: Arguments, run: runs.Run, step: int) -> list[boards.Board]:
+    """The boards that show the run, which goes on at a step."""
+    shown: list[boards.Board] = [boards.TensorBoard(run.directory, step)]
+    if a.wandb is not None:
+        shown.append(boards.Wandb(run.directory, a.wandb, run.directory.name, configs.to_dict(run.config)))
+    return shown
+
+
+def finished(run: runs.Run) -> bool:
+    """Whether a run of this very config has its last checkpoint, whole, and its last picture; all processes agree."""
+    path, last = run.directory / "config.json", run.config.train.steps
+    try:  # the last picture may be asked for in another way
+        there = path.is_file() and (run.directory / FINAL).is_file() and configs.from_json(path) == run.config
+    except configs.ConfigError:
+        there = False
+    if parallel.anywhere(not there or checkpoint.steps(run.checkpoints)[-1:] != [last]):
+        return False
+    shapes = jax.eval_shape(lambda: runs.new_state(run))
+    try:
+        checkpoint.restore(run.checkpoints, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes), last)
+    except checkpoint.CheckpointError:  # what is wrong shows when the run goes on
+        there = False
+    return not parallel.anywhere(not there)
+
+
 def placed(state, loop, devices: list, fsdp: int):
     """(the state on the devices, the loop compiled for them, what places a stack of batches on them)."""
     if len(devices) == 1:
@@ -200,8 +249,7 @@ def placed(state, loop, devices: list, fsdp: int):
 
 def restored(run: runs.Run, state):
     """(the state of the newest good checkpoint, the position of its data). Newer, damaged ones are moved aside."""
-    with checkpoint.told():
-        state = checkpoint.restore(run.checkpoints, state)
+    state = checkpoint.restore(run.checkpoints, state)
     parallel.anywhere(False)  # all have read what one puts aside
     if jax.process_index() == 0:
         checkpoint.set_aside(run.checkpoints, after=int(state.step))

@@ -10,17 +10,20 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+
+import jax
 
 from jdiff.config.files import flat, load_config
 from jdiff.config.schema import Config, ConfigError, Named, as_tuples
 from jdiff.config.tables import all_arguments
 from jdiff.core.extras import MissingExtra, needs
 from jdiff.core.names import did_you_mean
-from jdiff.data import DataError
-from jdiff.train.checkpoint import CheckpointError
+from jdiff.data import DataError, DataWarning
+from jdiff.train.checkpoint import CheckpointError, CheckpointWarning
 
 A = TypeVar("A")
 S = TypeVar("S")
@@ -31,7 +34,7 @@ def run_script(main: Callable[[list[str]], int], *errors: type[Exception], words
     """Call the `main` of a script or a command, and leave with the status that it returns.
 
     What is wrong with the command line, a file or the data is one line on stderr, with status 2. Ctrl-C is one line
-    too, with status 130.
+    too, with status 130. Warnings are lines as well, and those of what libraries will drop one day are not shown.
 
     Args:
         main: the function, of the words of a command line.
@@ -41,7 +44,8 @@ def run_script(main: Callable[[list[str]], int], *errors: type[Exception], words
     usual = (ConfigError, CheckpointError, DataError, MissingExtra, OSError, MemoryError)
     caught: tuple[type[Exception], ...] = (*usual, *errors)
     try:
-        status = main(sys.argv[1:] if words is None else words)
+        with warnings_as_lines():
+            status = main(sys.argv[1:] if words is None else words)
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
         sys.stdout.flush()
@@ -57,6 +61,26 @@ def fail(message) -> None:
     short = "not enough memory: " if isinstance(message, MemoryError) else ""
     print(f"error: {short}{' '.join(str(message).split()) or type(message).__name__}", file=sys.stderr)
     raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Print each warning of a block as one line on stderr.
+
+    Of several processes, only the first one prints those about checkpoints and data, which all of them find.
+    """
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        if not (issubclass(category, (CheckpointWarning, DataWarning)) and jax.process_index()):
+            print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)
+
+    with warnings.catch_warnings():
+        for shown in (CheckpointWarning, DataWarning):
+            warnings.simplefilter("always", shown)
+        for hidden in (DeprecationWarning, PendingDeprecationWarning):
+            warnings.simplefilter("ignore", hidden)
+        warnings.showwarning = show
+        yield
 
 
 def check_writable(path) -> None:

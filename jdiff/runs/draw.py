@@ -12,10 +12,12 @@ from jdiff import config as configs
 from jdiff.config import ConfigError, Sample
 from jdiff.denoisers import denoiser
 from jdiff.process.forward import prior
+from jdiff.runs.progress import SILENT, Progress
 from jdiff.runs.run import Run, open_run, restore_ema
 from jdiff.sampling import sample
 from jdiff.solvers import Remember
 
+BATCH = 500  # samples that are drawn at once, where nothing else is asked for
 EXPLODED = 1e6  # of a sample in the model's numbers, which are about 1
 
 
@@ -108,8 +110,10 @@ def draw(
     sampling: Sample,
     labels: Sequence[int] | np.ndarray | None = None,
     *,
-    batch: int = 500,
+    batch: int = BATCH,
     path: bool = False,
+    progress: Progress = SILENT,
+    program: "Program | None" = None,
 ):
     """Draw samples of a run. Sample i depends on (key, i) and its label alone.
 
@@ -122,6 +126,8 @@ def draw(
         labels: classes to cycle through; None for all classes.
         batch: the most samples to draw at once.
         path: whether to return the states on the way too.
+        progress: tells what is done; nothing is told by default.
+        program: what draws a batch of this run, sampling and size, to use one that was compiled before.
 
     Returns:
         (samples (num, ...) in the model's numbers, labels (num,) or None where the run has no classes); with `path`
@@ -135,24 +141,62 @@ def draw(
         _check_labels(labels, classes)
     cycle = np.resize(np.arange(classes) if labels is None else np.asarray(labels), num) if classes else None
     size = min(batch, num)
-    worse = worse_model(run, sampling)
-    one_batch = jax.jit(make_sampler(run, sampling, size, None if worse is None else worse.run), static_argnames="path")
+    program = program or Program(run, sampling, size)
     drawn: list[np.ndarray] = []
     paths: list[np.ndarray] = []
-    for first in range(0, num, size):
+
+    def arguments(first):
         rows = np.minimum(np.arange(first, first + size), num - 1)  # the last batch is filled up, then cut
-        cond = None if cycle is None else jnp.asarray(cycle[rows], jnp.int32)
-        try:
-            x, states = one_batch(params, key, rows, cond, path, None if worse is None else worse.params)
-        except ValueError as error:  # what solver, guidance and network say of each other
-            raise ConfigError(configs.first_line(error)) from error
-        kept = min(size, num - first)
-        drawn.append(np.asarray(x)[:kept])
-        if path:
-            paths.append(np.asarray(states)[:, :kept])
+        return params, key, rows, None if cycle is None else jnp.asarray(cycle[rows], jnp.int32), path
+
+    program.compile(*arguments(0), progress=progress)
+    with progress.count(f"drawing {num:,} samples, {sampling.steps:,} steps each", num, "sample") as advance:
+        for first in range(0, num, size):
+            x, states = program(*arguments(first))
+            kept = min(size, num - first)
+            drawn.append(np.asarray(x)[:kept])
+            if path:
+                paths.append(np.asarray(states)[:, :kept])
+            advance(kept)
     samples = np.concatenate(drawn)
     check_samples(samples, params)
     return (samples, cycle, np.concatenate(paths, axis=1)) if path else (samples, cycle)
+
+
+class Program:
+    """What draws one batch of a run, compiled once: it is called as what `make_sampler` returns.
+
+    Args:
+        run: the run.
+        sampling: solver, times, guidance and limits.
+        size: samples in a batch.
+        compiling: what is told while it is compiled.
+    """
+
+    def __init__(self, run: Run, sampling: Sample, size: int, compiling: str = "compiling the sampler"):
+        worse = worse_model(run, sampling)
+        one_batch = make_sampler(run, sampling, size, None if worse is None else worse.run)
+        self._worse = None if worse is None else worse.params
+        self._program = jax.jit(one_batch, static_argnames="path")
+        self._compiling, self._compiled = compiling, False
+
+    def compile(self, *arguments, progress: Progress = SILENT) -> None:
+        """Compile it for such arguments, unless it was before.
+
+        Raises:
+            ConfigError: solver, guidance and network do not fit.
+        """
+        if self._compiled:
+            return
+        try:
+            with progress.stage(self._compiling):
+                self._program.lower(*arguments, self._worse).compile()
+        except ValueError as error:  # what solver, guidance and network say of each other
+            raise ConfigError(configs.first_line(error)) from error
+        self._compiled = True
+
+    def __call__(self, *arguments):
+        return self._program(*arguments, self._worse)
 
 
 def make_sampler(run: Run, sampling: Sample, size: int, worse: Run | None = None) -> Callable:

@@ -10,38 +10,76 @@ import numpy as np
 from jdiff import config as configs
 from jdiff.process.forward import q_sample
 from jdiff.runs import plot, watch
-from jdiff.runs.draw import draw
+from jdiff.runs.draw import BATCH, Program, draw
+from jdiff.runs.progress import SILENT, Progress
 from jdiff.runs.run import Run
 
 PANELS = 6  # of the figure of a plane, in a row
 
 
-def picture(run: Run, params: Any, name: str) -> Path:
-    """Draw samples of a run, from the same noise each time, and write DIR/samples/NAME.png.
+class Painter:
+    """Draws the pictures of a run while it trains, all of them by one compiled program.
 
     Args:
         run: the run.
-        params: the parameters of its network.
-        name: of the picture, as "0000100" or "final".
-
-    Returns:
-        The path of the picture.
-
-    Raises:
-        ConfigError: a sample is not finite, or explodes; nothing is written then.
-        OSError: the picture cannot be written.
+        progress: tells what is done.
+        compiling: what is told while the program is compiled.
     """
-    path = run.directory / "samples" / f"{name}.png"
-    key = jax.random.key(run.config.seed + 2)
-    (images if run.facts.is_image else plane)(run, params, key, path)
-    return path
 
+    def __init__(self, run: Run, progress: Progress = SILENT, compiling: str = "compiling the sampler"):
+        self.run, self._progress, self._compiling = run, progress, compiling
+        self._program: Program | None = None  # from the first picture on
 
-def images(run: Run, params: Any, key, path: Path) -> None:
-    """Write a grid of images, by their class where there are classes."""
-    sampling = run.config.sample
-    x, labels = draw(run, params, key, sampling.num, sampling)
-    grid(run, path, run.facts.to_data(x), labels)
+    def picture(self, params: Any, name: str) -> Path:
+        """Draw samples of the run, from the same noise each time, and write DIR/samples/NAME.png.
+
+        Args:
+            params: the parameters of its network.
+            name: of the picture, as "0000100" or "final".
+
+        Returns:
+            The path of the picture.
+
+        Raises:
+            ConfigError: a sample is not finite, or explodes; nothing is written then.
+            OSError: the picture cannot be written.
+        """
+        path = self.run.directory / "samples" / f"{name}.png"
+        (self._images if self.run.facts.is_image else self._plane)(params, path)
+        return path
+
+    def _draw(self, params: Any, batch: int, path: bool):
+        """As `draw`, from the noise of the pictures."""
+        run, sampling = self.run, self.run.config.sample
+        if self._program is None:
+            self._program = Program(run, sampling, min(batch, sampling.num), self._compiling)
+        return draw(
+            run, params, jax.random.key(run.config.seed + 2), sampling.num, sampling, batch=batch, path=path,
+            progress=self._progress, program=self._program,
+        )  # fmt: skip
+
+    def _images(self, params: Any, path: Path) -> None:
+        """Write a grid of images, by their class where there are classes."""
+        x, labels = self._draw(params, BATCH, False)
+        grid(self.run, path, self.run.facts.to_data(x), labels)
+
+    def _plane(self, params: Any, path: Path) -> None:
+        """Write the figure of a plane: the data as noise grows, the samples as it falls, and the loss so far."""
+        run, data, sampling = self.run, self.run.facts, self.run.config.sample
+        x, _, states = self._draw(params, sampling.num, True)
+        _, times = configs.build_sampler(sampling, run.schedule)
+        picks = np.unique(np.linspace(0, len(times) - 1, PANELS).round().astype(int))[:-1]
+        forward = []
+        if data.points is not None:
+            x0 = data.to_model(data.points)
+            eps, at = jax.random.normal(jax.random.key(run.config.seed + 2), x0.shape), [float(times[i]) for i in picks]
+            noised = [(t, q_sample(run.schedule, x0, jnp.asarray(t), eps)) for t in at[::-1]]
+            forward = [(0.0, x0), *noised]
+        sampled = [(float(times[i]), states[i]) for i in picks]
+        entries = watch.read_metrics(run.directory / "metrics.jsonl")
+        entries = [entry for entry in entries if isinstance(entry.get("loss"), float)]  # None where it was not finite
+        losses = [entry["step"] for entry in entries], [entry["loss"] for entry in entries]
+        plot.plane_figure(path, forward, [*sampled, (0.0, x)], losses)
 
 
 def grid(run: Run, path, samples: np.ndarray, labels: np.ndarray | None) -> int:
@@ -59,22 +97,3 @@ def grid(run: Run, path, samples: np.ndarray, labels: np.ndarray | None) -> int:
     if labels is None:
         return plot.image_grid(path, samples)
     return plot.class_grid(path, samples, labels, run.facts.class_names)
-
-
-def plane(run: Run, params: Any, key, path: Path) -> None:
-    """Write the figure of a plane: the data as noise grows, the samples as it falls, and the loss so far."""
-    sampling, data = run.config.sample, run.facts
-    x, _, states = draw(run, params, key, sampling.num, sampling, batch=sampling.num, path=True)
-    _, times = configs.build_sampler(sampling, run.schedule)
-    picks = np.unique(np.linspace(0, len(times) - 1, PANELS).round().astype(int))[:-1]
-    forward = []
-    if data.points is not None:
-        x0 = data.to_model(data.points)
-        eps = jax.random.normal(key, x0.shape)
-        noised = [(float(times[i]), q_sample(run.schedule, x0, jnp.asarray(float(times[i])), eps)) for i in picks[::-1]]
-        forward = [(0.0, x0), *noised]
-    sampled = [(float(times[i]), states[i]) for i in picks]
-    entries = watch.read_metrics(run.directory / "metrics.jsonl")
-    entries = [entry for entry in entries if isinstance(entry.get("loss"), float)]  # None where it was not finite
-    losses = [entry["step"] for entry in entries], [entry["loss"] for entry in entries]
-    plot.plane_figure(path, forward, [*sampled, (0.0, x)], losses)

@@ -183,8 +183,8 @@ def plane_figure(path, forward, backward, losses=None) -> None:
     if losses is not None:
         steps, values = (np.asarray(a) for a in losses)
         axes = figure.add_subplot(grid[2, :])
-        few = dict(marker="o", markersize=4) if len(values) < 3 else {}  # a line of one point cannot be seen
-        axes.plot(steps, values, color=FAINT, linewidth=0.6, label="mean of a visit", **few)
+        dot = "o" if len(values) < 3 else None  # a line of one point cannot be seen
+        axes.plot(steps, values, color=FAINT, linewidth=0.6, marker=dot, markersize=4, label="mean of a visit")
         if len(values) > 4:
             window = max(2, len(values) // 15)
             smooth = np.convolve(values, np.ones(window) / window, "valid")

@@ -21,7 +21,6 @@ import numpy as np
 from jdiff import config as configs
 from jdiff.config import Config, ConfigError
 from jdiff.core import files
-from jdiff.core.told import told
 from jdiff.data import DATASETS, DataFacts, DataWarning, facts_of, read_facts, without_labels, write_facts
 from jdiff.losses import Regression
 from jdiff.losses.levels import LossAware
@@ -115,7 +114,7 @@ def build(directory, config: Config) -> Run:
         ConfigError: something in the config has no meaning, or does not fit the data.
     """
     configs.check(config)
-    data = _read_data(config)
+    data = configs.build_data(config)
     if config.train.batch > data.size:
         raise ConfigError(
             f"train.batch is {config.train.batch}, but {data.name} has {data.size:,} samples to train on; "
@@ -166,7 +165,7 @@ def open_run(directory, data: str | None = None) -> Run:
         run = build(directory, config)
     except ConfigError as error:
         raise ConfigError(f"{error} (the training data are asked for because {reason})") from error
-    _say(f"{reason}: the training data are read instead")
+    warnings.warn(f"{reason}: the training data are read instead", DataWarning, stacklevel=2)
     return run
 
 
@@ -179,21 +178,17 @@ def _built(directory, config: Config, facts: DataFacts, open_data: Callable[[], 
     return Run(Path(directory), config, facts, model, regression, loss, open_data)
 
 
-def _read_data(config: Config) -> Any:
-    with told(DataWarning):
-        return configs.build_data(config)
-
-
 def _open_again(config: Config, facts: DataFacts) -> Any:
     """The data of a config, compared with those of the training; a line says where they differ."""
-    data = _read_data(config)
+    data = configs.build_data(config)
     data = data if facts.classes else without_labels(data)
     if (tuple(data.shape), data.is_image) != (facts.shape, facts.is_image):
         raise ConfigError(f"{data.name} has samples of the shape {data.shape}, and the run makes {facts.shape}")
     if data.fingerprint() != facts.fingerprint:
         size = f"{data.size:,} samples, and there were {facts.size:,}" if data.size != facts.size else "other contents"
         classes = "" if data.class_names == facts.class_names else "; its classes are others too"
-        _say(f"{data.name} is not the data of the training ({size}{classes}): the numbers are about the data of now")
+        text = f"{data.name} is not the data of the training ({size}{classes}): the numbers are about the data of now"
+        warnings.warn(text, DataWarning, stacklevel=2)
     return data
 
 
@@ -204,11 +199,6 @@ def _moved(config: Config, place: str) -> Config:
     if name is None:
         raise ConfigError(f"data set {config.data.name!r} has no place, neither path nor data_dir, that could change")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, args=config.data.args | {name: place}))
-
-
-def _say(text: str) -> None:
-    with told(DataWarning):
-        warnings.warn(text, DataWarning, stacklevel=2)
 
 
 def prepare_directory(run: Run) -> None:
@@ -229,8 +219,7 @@ def prepare_directory(run: Run) -> None:
     free = [name for name in FREE if name not in fixed]
     if path.is_file() and (change := configs.change(configs.from_json(path), run.config, ignore=free)):
         raise ConfigError(f"{run.directory} holds another run: {change}; choose another --run-dir")
-    with checkpoint.told():  # the checkpoints know the config too, where config.json was lost or edited
-        check_noted(run, ignore=free)
+    check_noted(run, ignore=free)  # the checkpoints know the config too, where config.json was lost or edited
     check_same_data(run, note)
     parallel.anywhere(False)  # all processes have read the directory before one of them writes in it
     if jax.process_index() == 0:
@@ -366,7 +355,7 @@ def main_average(state: TrainState) -> Any:
 
 
 def restore_ema(run: Run, step: int | None = None) -> tuple[int, Any]:
-    """Restore the average of the parameters that is sampled; what was passed over is told on stderr.
+    """Restore the average of the parameters that is sampled; there is a `CheckpointWarning` for what was passed over.
 
     Args:
         run: the run.
@@ -381,7 +370,6 @@ def restore_ema(run: Run, step: int | None = None) -> tuple[int, Any]:
     """
     names = configs.average_names(run.config)
     trees = like(run) if names is None else {name: like(run) for name in names}
-    with checkpoint.told():
-        step, trees = checkpoint.restore_ema(run.checkpoints, trees, step)
-        check_noted(run, step, ignore=UNSAMPLED)
+    step, trees = checkpoint.restore_ema(run.checkpoints, trees, step)
+    check_noted(run, step, ignore=UNSAMPLED)
     return step, trees if names is None else trees["main"]

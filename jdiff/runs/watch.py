@@ -1,4 +1,4 @@
-"""Watching a run: progress on the terminal, metrics.jsonl, TensorBoard, and what the numbers mean for the machine."""
+"""Watching a run: progress on the terminal, metrics.jsonl, boards, and what the numbers mean for the machine."""
 
 import contextlib
 import json
@@ -7,15 +7,16 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from jdiff.core.extras import needs
 from jdiff.core.files import write
+from jdiff.runs.boards import Board
+from jdiff.runs.progress import on_terminal
 
 # dense bfloat16 products a second of one device, as their makers state them, by what JAX calls the device
 PEAK_FLOPS = {
@@ -60,7 +61,7 @@ def memory() -> float | None:
 
 
 class Log:
-    """One entry for each visit: on the terminal, in metrics.jsonl and for TensorBoard.
+    """One entry for each visit: on the terminal, in metrics.jsonl and on the boards.
 
     Args:
         directory: of the run.
@@ -69,90 +70,98 @@ class Log:
         images: samples in a step, to show a rate of images; 0 to show a rate of steps.
         peak: steps a second that the devices could make at most, to note the share that is reached (MFU), or None.
         first: whether this process speaks for the run. One that does not writes nothing.
+        boards: what else shows the entries, where this process speaks; they are closed with the log.
 
     Raises:
-        MissingExtra: tqdm or tensorboardX is not installed.
+        MissingExtra: tqdm is not installed.
     """
 
     def __init__(
-        self, directory: Path, start: int, total: int, images: int, peak: float | None = None, first: bool = True
+        self,
+        directory: Path,
+        start: int,
+        total: int,
+        images: int,
+        peak: float | None = None,
+        first: bool = True,
+        boards: Sequence[Board] = (),
     ):
         with needs("the log of a run needs"):
             from tqdm import tqdm
 
         self.path, self.total, self.images, self.first = directory / "metrics.jsonl", total, images, first
-        self.peak = peak
-        self.board: Any = None  # TensorBoard's writer, where this process speaks
-        if first:
-            with needs("the log of a run needs"):
-                from tensorboardX import SummaryWriter
-
-            if self.path.exists():  # entries of steps that were lost are made again; the last may be half a line
-                entries = read_metrics(self.path, lambda text: say("warning:", text, file=sys.stderr))
-                kept = [entry for entry in entries if entry["step"] <= start]
-                text = "".join(json.dumps(entry) + "\n" for entry in kept)
-                write(self.path, lambda file: file.write(text.encode()))
-            self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
-        quiet = not (first and sys.stderr.isatty())
+        self.peak, self.boards = peak, list(boards) if first else []
+        if first and self.path.exists():  # entries of steps that were lost are made again; the last may be half a line
+            entries = read_metrics(self.path, lambda text: say("warning:", text, file=sys.stderr))
+            kept = [entry for entry in entries if entry["step"] <= start]
+            text = "".join(json.dumps(entry) + "\n" for entry in kept)
+            write(self.path, lambda file: file.write(text.encode()))
+        quiet = not (first and on_terminal(sys.stderr))
         self.bar = tqdm(total=total, initial=start, unit="step", disable=quiet, dynamic_ncols=True)
-        self.step, self.time, self.spoke, self.visits = start, time.perf_counter(), 0.0, 0
-        self.compiled: tuple[int, float] | None = None  # step and time of the first visit
+        self.step, self.spoke, self.visits = start, 0.0, 0
+        self.start()
+
+    def start(self) -> None:
+        """Begin to count the time: what came before, such as compiling, is nobody's rate."""
+        self.time = time.perf_counter()
+        self.began = (self.step, self.time)
 
     def visit(self, step: int, numbers: dict[str, float], waited: float = 0.0) -> None:
         """Note the steps since the last visit: their mean `numbers`, `loss` among them, and seconds spent on data."""
         now = time.perf_counter()
         elapsed = now - self.time
         rate = (step - self.step) / elapsed
-        entry = dict(step=step, **numbers, steps_per_s=rate, images_per_s=rate * (self.images or 1))
-        entry["data_wait"] = waited / elapsed
+        values = dict(**numbers, steps_per_s=rate, images_per_s=rate * (self.images or 1), data_wait=waited / elapsed)
         if self.peak:
-            entry["mfu"] = rate / self.peak
+            values["mfu"] = rate / self.peak
         if (held := memory()) is not None:
-            entry["memory_gb"] = held
+            values["memory_gb"] = held
         if self.first:
+            entry = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
             with self.path.open("a") as file:
-                file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in entry.items()}) + "\n")
-            for name, value in entry.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, step)
+                file.write(json.dumps(entry) + "\n")
+        for board in self.boards:
+            board.numbers(step, values)
         speed = f"{rate * self.images:,.0f} images/s" if self.images else f"{rate:,.0f} steps/s"
-        speed += f", MFU {entry['mfu']:.0%}" if "mfu" in entry else ""
+        speed += f", MFU {values['mfu']:.0%}" if "mfu" in values else ""
         with silenced(sys.stderr):
             self.bar.set_postfix_str(f"loss {numbers['loss']:.4f}, {speed}")
             self.bar.update(step - self.step)
-        if self.compiled is None:
-            self.compiled = (step, now)  # the first visit compiles: it tells nothing of the rate
         if self.first and self.bar.disable and (now - self.spoke > 10 or step == self.total):
-            done, elapsed = step - self.compiled[0], now - self.compiled[1]
-            left = f"{(self.total - step) * elapsed / done:,.0f} s left" if done else "compiled"
-            say(f"step {step:,}/{self.total:,}  loss {numbers['loss']:.4f}  {speed}  {left}")
+            left = (self.total - step) * (now - self.began[1]) / (step - self.began[0])
+            say(f"step {step:,}/{self.total:,}  loss {numbers['loss']:.4f}  {speed}  {left:,.0f} s left")
             self.spoke = now
         self.step, self.time, self.visits = step, now, self.visits + 1
 
     def histogram(self, step: int, name: str, edges: np.ndarray, heights: np.ndarray) -> None:
-        """Note for TensorBoard a value for each of the intervals between edges (n + 1,); nan where there is none."""
-        if self.board is not None:
-            h, middle = np.nan_to_num(heights), (edges[1:] + edges[:-1]) / 2
-            self.board.add_histogram_raw(
-                name, float(edges[0]), float(edges[-1]), float(h.sum()), float(h @ middle), float(h @ middle**2),
-                edges[1:].tolist(), h.tolist(), step,
-            )  # fmt: skip
+        """Show on the boards a value for each of the intervals between edges (n + 1,); nan where there is none."""
+        for board in self.boards:
+            board.histogram(step, name, edges, np.nan_to_num(heights))
 
     def picture(self, path: Path | None, step: int) -> None:
-        """Note a picture for TensorBoard; the time it took is nobody's rate."""
-        if self.board is not None and path is not None:
+        """Show a picture on the boards; the time it took is nobody's rate."""
+        if self.boards and path is not None:
             with needs("pictures need"):
                 from PIL import Image
 
-            self.board.add_image("samples", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+            image = np.asarray(Image.open(path).convert("RGB"))
+            for board in self.boards:
+                board.picture(step, "samples", image)
         self.time = time.perf_counter()
+
+    def rest(self) -> None:
+        """End the bar after the last visit, and let the boards write what they have: a last picture may follow."""
+        with silenced(sys.stderr):
+            self.bar.close()
+        for board in self.boards:
+            board.flush()
 
     def close(self) -> None:
         """Flush and close everything."""
         with silenced(sys.stderr):
             self.bar.close()
-        if self.board is not None:
-            self.board.close()
+        for board in self.boards:
+            board.close()
 
 
 def read_metrics(path, warn: Callable[[str], object] = warnings.warn) -> list[dict]:

@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.core import told as core_told
 from jdiff.core.trees import named_leaves, named_shapes, shape_difference
 from jdiff.train.parallel import anywhere, unstack
 from jdiff.train.step import TrainState
@@ -228,11 +227,6 @@ def set_aside(directory, after: int) -> None:
     for step, path in _named(directory).items():
         if step > after:
             _put_aside(path)
-
-
-def told() -> contextlib.AbstractContextManager[None]:
-    """Print each `CheckpointWarning` of a block as one line on stderr; of several processes, only the first prints."""
-    return core_told.told(CheckpointWarning)
 
 
 # ---------------------------------------------------------------- reading

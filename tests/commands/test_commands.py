@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import fake_wandb
 
 from jdiff import runs
 from jdiff.runs import lock
@@ -81,13 +82,18 @@ def bad(result, *texts):
         assert text in lines[0], lines[0]
 
 
+WANDB: list = []  # what the run of `place` has told a module in place of wandb
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A config file and a run of 12 steps made from it."""
     where = tmp_path_factory.mktemp("scripts")
     (where / "tiny.py").write_text(CONFIG)
     (where / "plane.py").write_text(PLANE)
-    ok(script("train", where / "tiny.py", "--run-dir", where / "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", fake_wandb(WANDB))
+        ok(script("train", where / "tiny.py", "--run-dir", where / "run", "--wandb", "project"))
     return where
 
 
@@ -110,10 +116,58 @@ def test_what_a_run_leaves(place):
     assert checkpoint.steps(run / "checkpoints") == [6, 12]
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [e["step"] for e in entries] == [4, 6, 10, 12] and all(np.isfinite(e["loss"]) for e in entries)
-    assert list((run / "tensorboard").glob("events*"))
+    (events,) = (run / "tensorboard").glob("events*")
+    assert b"samples" in events.read_bytes()  # the last picture, of which there is no other
+    (_, begun), *logs, finish = WANDB
+    assert (begun["project"], begun["name"], begun["config"]["name"]) == ("project", "run", "tiny")
+    assert [step for _, step, values in logs if "loss" in values] == [4, 6, 10, 12]
+    assert [step for _, step, values in logs if "samples" in values] == [12] and finish == ("finish",)
     with Image.open(run / "samples" / "final.png") as image:
         assert image.height > image.width / 2  # ten rows, one per class
     assert runs.open_run(run).config.train.steps == 12
+
+
+def test_a_finished_run_is_left_as_it_is(place):
+    """At once, without a picture, a program or an entry of the log."""
+    run = place / "run"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and "lock" not in path.name}
+    result = script("train", place / "tiny.py", "--run-dir", run)
+    assert ok(result) == f"trained to step 12 already; samples in {run / 'samples' / 'final.png'}\n"
+    assert result.stderr == ""
+    del before[run / "config.json"]  # which is written again, as it was
+    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and "lock" not in path.name}
+    del after[run / "config.json"]
+    assert after == before
+
+
+@pytest.mark.slow
+def test_a_finished_run_draws_again_where_it_is_asked_for_another_picture(place):
+    words = ["--run-dir", place / "again"]
+    ok(script("train", place / "plane.py", *words))
+    out = ok(script("train", place / "plane.py", *words, "--sample.num", 11))
+    assert "trained to step 12; samples in" in out
+    (place / "again" / "samples" / "final.png").unlink()
+    assert "trained to step 12; samples in" in ok(script("train", place / "plane.py", *words, "--sample.num", 11))
+    assert "already" in ok(script("train", place / "plane.py", *words, "--sample.num", 11))
+
+
+def test_the_first_visit_compiles_the_step_once(place):
+    """What is compiled before the first visit is what runs in it, and in all others."""
+    import jax.monitoring
+
+    compiled = []
+
+    def listen(event, seconds, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        result = script("train", place / "plane.py", "--run-dir", place / "once", "--until", 8)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert "stopped as asked" in ok(result) and "compiling the training step (2 of 3) ..." in result.stderr
+    assert compiled.count("jit(loop)") + compiled.count("loop") == 1, compiled
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 
 from jdiff import config as configs
 from jdiff.core.extras import MissingExtra, needs
-from jdiff.runs import plot, watch
+from jdiff.runs import boards, plot, watch
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from jdiff.runs import plot, watch
         ("tyro", lambda path: configs.parse(configs.Train, []), "the command line is read with tyro"),
         ("dacite", lambda path: configs.from_json("{}"), "config.json is read with dacite"),
         ("tqdm", lambda path: watch.Log(path, 0, 1, 0), "the log of a run needs tqdm"),
-        ("tensorboardX", lambda path: watch.Log(path, 0, 1, 0), "the log of a run needs tensorboardX"),
+        ("tensorboardX", lambda path: boards.TensorBoard(path, 0), "the log of a run needs tensorboardX"),
         ("PIL", lambda path: plot.image_grid(path / "x.png", None, 1), "pictures need pillow"),
         ("matplotlib", lambda path: plot.plane_figure(path / "x.png", [], []), "figures need matplotlib"),
     ],
@@ -45,3 +45,10 @@ def test_a_script_says_it_and_ends_with_status_2(monkeypatch, capsys):
         configs.run_script(main)
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: this script needs optuna: pip install 'jdiff[sweep]'\n"
+
+
+def test_wandb_has_an_extra_of_its_own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtra) as caught:
+        boards.check_wandb()
+    assert str(caught.value) == "--wandb needs wandb: pip install 'jdiff[wandb]'"
