@@ -19,7 +19,7 @@ from jdiff import data, optim, runs
 from jdiff.config import Config, ConfigError, Named, Sample, Train, build
 from jdiff.runs import plot
 from jdiff.runs.draw import check_samples
-from jdiff.runs.pictures import picture
+from jdiff.runs.pictures import Painter
 from jdiff.runs.search import parse_space
 from jdiff.train import checkpoint
 
@@ -413,7 +413,7 @@ def test_samples_that_are_not_finite_are_not_written(place, tmp_path, capsys):
     _, params = runs.restore_ema(run)
     (run.directory / "samples").mkdir()
     with pytest.raises(ConfigError, match="4 of 4 samples are not finite"):
-        picture(run, params, "final")
+        Painter(run).picture(params, "final")
     assert not list((run.directory / "samples").iterdir())
 
 
@@ -461,7 +461,9 @@ def test_held_out_images_are_drawn_from_all_classes(place, capsys, monkeypatch):
         return np.ones(len(a))
 
     monkeypatch.setattr(evaluate.metrics, "nearest_distance", nearest)
-    monkeypatch.setattr(runs, "draw", lambda run, params, key, num, how: (np.zeros((num, 8, 8, 1)), np.zeros(num)))
+    monkeypatch.setattr(
+        runs, "draw", lambda run, params, key, num, how, progress: (np.zeros((num, 8, 8, 1)), np.zeros(num))
+    )
     pixels = evaluate.flat(digits.to_model(held_x))
     for num, seed in ((40, 1), (40, 2), (1000, 1)):
         evaluate.main([str(place / "images"), "--num", str(num), "--guidance", "1", "--seed", str(seed)])
