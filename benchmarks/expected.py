@@ -17,6 +17,7 @@ loss is left out.
 import argparse
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ import numpy as np
 
 from jdiff import config as configs
 from jdiff import runs
-from jdiff.data import Dataset, load
+from jdiff.data import DataFacts, load
 from jdiff.models import cpu
 from jdiff.runs.watch import PEAK_FLOPS
 
@@ -73,20 +74,20 @@ def row(config: configs.Config, a: argparse.Namespace) -> tuple[str, ...]:
 
 
 def run_of(config: configs.Config) -> runs.Run:
-    """The run of a config, on a set in which no image is."""
+    """The run of a config, with what is known of its data."""
     shape, classes = SETS[config.data.name]
-    x = jnp.zeros((0, *shape), jnp.uint8)
     model = configs.build_model(config, classes)
     classes = classes if getattr(model, "num_classes", 0) else 0
-    data = Dataset(config.data.name, x, None, x, None, classes)
-    return runs.Run("none", config, data, model, configs.build_regression(config), configs.build_loss(config))
+    facts = DataFacts(config.data.name, 0, shape, True, classes, (), "")
+    regression, loss = configs.build_regression(config), configs.build_loss(config)
+    return runs.Run(Path("none"), config, facts, model, regression, loss, lambda: None)
 
 
 def residuals(run: runs.Run, params, images: int) -> int:
     """Bytes that the loss of so many images keeps for its backward pass, the parameters left out."""
     loss, key = runs.make_loss(run), jax.random.key(0)
-    x0 = jax.ShapeDtypeStruct((images, *run.dataset.shape), jnp.float32)
-    labels = jax.ShapeDtypeStruct((images,), jnp.int32) if run.dataset.classes else None
+    x0 = jax.ShapeDtypeStruct((images, *run.facts.shape), jnp.float32)
+    labels = jax.ShapeDtypeStruct((images,), jnp.int32) if run.facts.classes else None
 
     def kept(params, x0, labels):
         return jax.vjp(lambda p: loss(p, key, x0, labels)[0], params)[1]
