@@ -390,6 +390,8 @@ def test_evaluate(place):
         r"([\d.]+)",
         out,
     ).groups())  # fmt: skip
+    for name in ("as asked", "Frechet distance", "ratio", "nearest-neighbour ratio"):  # each figure is explained
+        assert f"\n{name}: how " in out or f"\n{name}: that " in out
     assert 0 <= asked <= 100 and frechet > 0 and ratio > 5 and near > 1  # after 12 steps: noise
 
 
