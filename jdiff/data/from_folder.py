@@ -201,11 +201,11 @@ def _looked_at(root: Path, files: list[Path], size: int, channels: int, corrupt:
     if len(bad) == len(files) > 0 and (corrupt == "skip" or len(bad) > 1):
         first = f"the first being {bad[0][0]} ({bad[0][1]})"
         raise DataError(f"folder: none of the {len(files):,} images in {root} can be read, {first}")
-    count = f"{len(bad):,} of {len(looked_at):,} images in {root}"
     if bad and corrupt == "stop":
-        many = f" ({bad[0][1]})" if len(bad) == 1 else f" ({bad[0][1]}), nor can {len(bad) - 1:,} others in {root}"
-        raise DataError(f"folder: {bad[0][0]} cannot be read{many}; {ADVICE}")
+        others = "" if len(bad) == 1 else f", nor can {len(bad) - 1:,} more in {root}"
+        raise DataError(f"folder: {bad[0][0]} cannot be read ({bad[0][1]}){others}; {ADVICE}")
     if bad:
+        count = f"{len(bad):,} of {len(looked_at):,} images in {root}"
         _warn(f"{count} cannot be read and are left out, the first {bad[0][0]}")
     good = [(file, one) for file, one in zip(looked_at, found, strict=True) if not isinstance(one, Exception)]
     return files if corrupt == "stop" else [file for file, _ in good], np.array([one for _, one in good])
