@@ -23,6 +23,10 @@ def network(params, x, label, cond):
     return x
 
 
+def total(x, t=None):
+    return x.reshape(len(x), -1).sum(1)
+
+
 DENOISE = jdiff.denoiser(network, (), SCHEDULE, targets.V())
 MIXTURE = jdiff.oracle.Gaussian(np.zeros(4, np.float32), np.eye(4, dtype=np.float32))
 TAKES_X = {
@@ -38,6 +42,14 @@ TAKES_X = {
     "denoiser": lambda x: DENOISE(x, T),
     "denoiser.predict": lambda x: DENOISE.predict(x, T),
     "guided": lambda x: jdiff.guidance.cfg(DENOISE, DENOISE, 2.0)(x, T),
+    "apg": lambda x: jdiff.guidance.apg(DENOISE, lambda x, t: 0.5 * x, 2.0, limit=0.1)(x, T),
+    "cfg_pp": lambda x: jdiff.guidance.cfg_pp(DENOISE, lambda x, t: 0.5 * x, 0.5)(x, T),
+    "zero_star": lambda x: jdiff.guidance.zero_star(DENOISE, lambda x, t: 0.5 * x, 2.0)(x, T),
+    "tcfg": lambda x: jdiff.guidance.tcfg(DENOISE, lambda x, t: 0.5 * x, 2.0)(x, T),
+    "rescale": lambda x: jdiff.guidance.rescale(lambda x, t: 2 * x - 0.1, DENOISE, 0.7)(x, T),
+    "compose": lambda x: jdiff.guidance.compose(DENOISE, [(lambda x, t: 0.5 * x, 2.0)])(x, T),
+    "classifier": lambda x: jdiff.guidance.classifier(DENOISE, total, 2.0)(x, T),
+    "classifier_x0": lambda x: jdiff.guidance.classifier_x0(DENOISE, total, 2.0, std=1.0)(x, T),
     "interval": lambda x: jdiff.guidance.interval(DENOISE, DENOISE, 0.1, 9.0)(x, T),
     "threshold": lambda x: jdiff.guidance.threshold(DENOISE, SCHEDULE)(x, T),
     "oracle": lambda x: MIXTURE.denoise(SCHEDULE)(x[0], T),

@@ -41,6 +41,12 @@ def guided(labels, w):
     return jdiff.guidance.interval(jdiff.guidance.cfg(*pair, w), pair[0], 0.1, 2.0)
 
 
+def remembering(labels):
+    c, u = (jdiff.denoiser(labelled, p, SCHEDULE, jdiff.targets.X0(), p * labels) for p in (0.7, 0.0))
+    averaged = jdiff.guidance.apg(c, jdiff.guidance.cached(u, 2), labels, momentum=-0.5)
+    return jdiff.guidance.interval(averaged, c, 0.1, 2.0)
+
+
 def rows_first(out):
     return out[0], jnp.moveaxis(out[1], 1, 0)
 
@@ -76,6 +82,7 @@ VERBS = {
     "only_labels_vary": lambda x, keys, labels: sampled(DDIM(), jnp.ones((len(x), 2)), None, guided(labels, 2.0)),
     "constant_denoiser": lambda x, keys, labels: sampled(DPMpp3M(), x, None, lambda x, t: jnp.ones(x.shape)),
     "guidance": lambda x, keys, labels: sampled(DPMpp2M(), x, keys, guided(labels, labels)),
+    "memory": lambda x, keys, labels: sampled(DDIM(1.0), x, keys, remembering(labels)),
     "brownian_tree": lambda x, keys, labels: sampled(DDIM(1.0), x, jdiff.BrownianTree(keys, 2.0**-6)),
     # each device sweeps until its own rows have settled: with tol = 0, to the same samples
     "parallel": lambda x, keys, labels: jdiff.sample_parallel(DDPM(), DENOISE, SCHEDULE, x, TIMES, keys, tol=0)[0],

@@ -51,6 +51,17 @@ class Bayes:
         return self.of_class.log_prob(self.schedule, x, t) - self.of_all.log_prob(self.schedule, x, t)
 
 
+@noun
+class Known(jdiff.Denoise):
+    """What a denoiser says at one (x, t), evaluated once for all methods."""
+
+    schedule: jdiff.Schedule
+    prediction: jdiff.Prediction
+
+    def predict(self, x, t):
+        return self.prediction
+
+
 def dot(a, b):
     return (a * b).sum(-1, keepdims=True)
 
@@ -59,8 +70,9 @@ def dot(a, b):
 def everything(schedule, x, t, w):
     """{name: (what a method gives, what it should give)}, in x_0 and in eps."""
     everyone, first, second = data()
-    u, c, d = (mixture.denoise(schedule) for mixture in (everyone, first, second))
-    x_u, x_c, x_d = u(x, t), c(x, t), d(x, t)
+    mixtures = [mixture.denoise(schedule).predict(x, t) for mixture in (everyone, first, second)]
+    u, c, d = (Known(schedule, prediction) for prediction in mixtures)
+    x_u, x_c, x_d = (prediction.x0 for prediction in mixtures)
     noise = functools.partial(jdiff.eps_from, schedule, x=x, t=t)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     bayes = Bayes(first, everyone, schedule)
