@@ -11,7 +11,7 @@ from jax import lax
 from jdiff.core.arrays import Array, as_time, expand, safe_divide, safe_sqrt, wide
 from jdiff.core.checks import check_is, check_per_sample
 from jdiff.core.pytrees import is_leaf, known, number
-from jdiff.denoisers.targets import Target, aim, solve
+from jdiff.denoisers.targets import Target, aim, system
 from jdiff.process.clock import Schedule
 from jdiff.process.forward import rates
 from jdiff.process.memory import has_own_noise, memory_of, predict_with
@@ -53,14 +53,16 @@ class Guidance(Denoise):
     def moved(self, prediction: Prediction, change: Array, x: Array, t, target: Target | None = None) -> Prediction:
         """The prediction with `change` added to its x_0, or to its value of `target`; eps goes with x_0.
 
-        alpha x_0 + sigma eps stays as it is, unless eps is one of its own: that one stays.
+        alpha x_0 + sigma eps stays as it is, unless eps is one of its own: that one stays. Where a target is singular,
+        as eps is at alpha = 0, nothing is moved.
         """
         x0, eps, extra = prediction
         if target is None:
             alpha, sigma = rates(self.schedule, t, x)
             of_eps = -safe_divide(alpha * change, sigma)
         else:
-            change, of_eps = solve(self.schedule, target, jnp.zeros_like(x), change.astype(x.dtype), t)
+            at = system(self.schedule, target, as_time(t))
+            change, of_eps = (expand(safe_divide(a, at.determinant), x) * change for a in (-at.sigma, at.alpha))
         new_eps = eps if self.own_noise else (eps + of_eps).astype(eps.dtype)
         return Prediction((x0 + change).astype(x0.dtype), new_eps, extra)
 
@@ -162,7 +164,7 @@ def norm(a: Array) -> Array:
     return safe_sqrt(inner(a, a))
 
 
-# ---------------------------------------------------------------- one of two
+# ---------------------------------------------------------------- two of one, and one of two
 
 
 def identical(a, b) -> bool:

@@ -368,16 +368,16 @@ class Line:
         return 1 + self.a * t
 
 
-def all_methods(v):
+def all_methods(v, schedule=SCHEDULE):
     """Each method, with every number of it a function of v, from 0.2 to 0.8."""
-    c, u, d = Diagonal(SCHEDULE, 0.8, v), Bent(SCHEDULE), Diagonal(SCHEDULE, -v, 0.3)
+    c, u, d = Diagonal(schedule, 0.8, v), Bent(schedule), Diagonal(schedule, -v, 0.3)
     return {
         "cfg": guidance.cfg(c, u, 1 + v),
         "cfg of t": guidance.cfg(c, u, Line(v)),
         "autoguidance": guidance.autoguidance(c, u, 1 + v),
         "interval": guidance.interval(guidance.cfg(c, u, 1 + v), c, 0.5 * v, 2 * v),
         "rescale": guidance.rescale(guidance.cfg(c, u, 1 + v), c, v),
-        "threshold": guidance.threshold(guidance.cfg(c, u, 1 + v), SCHEDULE, v, 0.5 + 0.5 * v),
+        "threshold": guidance.threshold(guidance.cfg(c, u, 1 + v), schedule, v, 0.5 + 0.5 * v),
         "apg": guidance.apg(c, u, 1 + v, parallel=v, momentum=-v, limit=v),
         "cfg_pp": guidance.cfg_pp(c, u, v),
         "tcfg": guidance.tcfg(c, u, 1 + v),
@@ -405,6 +405,20 @@ def test_one_program_for_twenty_settings_of_every_number():
     gradient = jax.jit(jax.jacrev(lambda v: {k: jnp.sum(a) for k, a in sample_all(v).items()}))(settings[7])
     chex.assert_tree_all_finite(gradient)
     assert all(np.abs(g) > 1e-4 for g in gradient.values()), gradient
+
+
+def test_at_pure_noise_all_is_finite():
+    """Where alpha = 0 too, with the derivatives by x and by every number."""
+
+    @jax.jit
+    def end(v):
+        def total(v, x):
+            made = {name: denoise.predict(x, 1.0)[:2] for name, denoise in all_methods(v, jdiff.Flow()).items()}
+            return jax.tree.map(jnp.sum, made), made
+
+        return jax.jacrev(total, argnums=(0, 1), has_aux=True)(v, jnp.asarray(X))
+
+    chex.assert_tree_all_finite(end(0.4))
 
 
 def test_denoisers_made_outside_of_jit_are_its_arguments():
