@@ -15,7 +15,7 @@ from jdiff.denoisers.targets import Target, aim, system
 from jdiff.process.clock import Schedule
 from jdiff.process.forward import rates
 from jdiff.process.memory import has_own_noise, memory_of, predict_with
-from jdiff.process.prediction import Denoise, Prediction
+from jdiff.process.prediction import NO_SCHEDULE, Denoise, Prediction
 
 
 class Guidance(Denoise):
@@ -40,6 +40,8 @@ class Guidance(Denoise):
 
     def predict(self, x: Array, t) -> Prediction:
         """(x_0, eps, extra) of the guided denoiser, before its first step if it has a memory."""
+        if self.schedule is None:  # of plain functions that have met none
+            raise ValueError(NO_SCHEDULE)
         return self.predict_with(x, t, self.memory(x))[0]
 
     def predict_with(self, x: Array, t, memory: Any) -> tuple[Prediction, Any]:

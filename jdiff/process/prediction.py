@@ -13,6 +13,8 @@ from jdiff.core.pytrees import is_leaf, known, noun, static
 from jdiff.process.clock import Schedule, check_schedule
 from jdiff.process.forward import eps_from
 
+NO_SCHEDULE = "a plain function does not say its schedule; give jdiff.as_denoise(function, schedule)"
+
 
 class Prediction(NamedTuple):
     """What a denoiser says of x_t.
@@ -68,7 +70,7 @@ class PlainDenoise(Denoise):
     def predict(self, x: Array, t) -> Prediction:
         """(x_0, eps) with eps = (x_t - alpha_t x_0) / sigma_t."""
         if self.schedule is None:
-            raise ValueError("a plain function does not say its schedule; give jdiff.as_denoise(function, schedule)")
+            raise ValueError(NO_SCHEDULE)
         x0 = (self.pytree if self.code is None else self.code)(x, t)
         check_same_shape("the denoiser's output", x0, "x", x)
         x0 = jnp.asarray(x0, x.dtype)  # as of a network: solvers compute in the dtype of x

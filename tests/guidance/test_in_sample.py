@@ -471,3 +471,35 @@ def test_momentum_under_self_conditioning():
         return jnp.stack(path)
 
     np.testing.assert_allclose(got, loop(), rtol=1e-4, atol=1e-5)
+
+
+def test_plain_functions_meet_the_schedule_in_sample():
+    """Around functions alone every method says so when it is called, and works in `sample`."""
+    f, g = (lambda x, t: 0.5 * x), (lambda x, t: 0.3 * x + 0.1)
+    made = [
+        guidance.interval(f, g, 0.1, 2.0), guidance.zero_star(f, g, 2.0, zero_above=3.0), guidance.cached(f, 2),
+        guidance.classifier(f, lambda x, t: x.sum(1), 2.0), guidance.classifier_x0(f, lambda x: x.sum(1), 2.0),
+        guidance.rescale(guidance.apg(f, g, 2.0, momentum=-0.5), f, 0.7), guidance.compose(f, [(g, 2.0)]),
+    ]  # fmt: skip
+    for denoise in made:
+        with pytest.raises(ValueError, match="a plain function does not say its schedule"):
+            denoise(X, 0.5)
+    for out in jax.jit(lambda: [jdiff.sample(solvers.DDIM(), d, SCHEDULE, X, TIMES[:3]) for d in made])():
+        assert np.isfinite(out).all()
+
+
+def test_momentum_upwards():
+    """`invert` carries it too."""
+
+    @jax.jit
+    def loop():
+        x, average, up = X, jnp.zeros_like(X), TIMES[::-1]
+        for t, s in zip(up[:-1], up[1:], strict=True):
+            average = C(x, t) - U(x, t) - 0.3 * average
+            x0 = C(x, t) + 0.5 * average
+            x = q_sample(SCHEDULE, x0, s, jdiff.eps_from(SCHEDULE, x0, x, t))
+        return x
+
+    denoise = guidance.apg(C, U, 1.5, momentum=-0.3, parallel=1.0)
+    got = jax.jit(lambda: jdiff.invert(solvers.DDIM(), denoise, SCHEDULE, X, TIMES))()
+    chex.assert_trees_all_close(got, loop(), rtol=1e-4, atol=1e-4)
