@@ -58,15 +58,15 @@ def commands(path: str) -> list[tuple[str, list[str]]]:
     for text in re.findall(r'\["jdiff".*?\]', "\n".join(blocks(path, "yaml")), re.DOTALL):
         _, verb, *words = json.loads(text)
         found.append((verb, words))
-    return [({"posthoc_ema": "average"}.get(verb, verb), words) for verb, words in found]
+    modules = {"posthoc_ema": "average", "inspect": "inspect_data"}
+    return [(modules.get(verb, verb), words) for verb, words in found]
 
 
 def parse(verb: str, words: list[str], run_dir: str) -> None:
     """Read a command line as the command does, and check the config that it makes. Nothing is run."""
     command = importlib.import_module(f"jdiff.commands.{verb}")
-    if verb == "train":
-        arguments, config = configs.parse_with_config(command.Arguments, words)
-        command.check_numbers(arguments)
+    if verb in ("train", "inspect_data"):
+        _, config = configs.parse_with_config(command.Arguments, words)
         configs.check(config)
     elif verb in ("sample", "evaluate"):
         options.parse(command.Arguments, [run_dir, *words[1:]], prog=verb, description="")

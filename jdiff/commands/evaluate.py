@@ -24,8 +24,8 @@ from jdiff.data import load
 from jdiff.runs.progress import Progress
 
 LEGEND = {
-    "as asked": "how often the classifier sees in a sample the class that was asked for. The best is what it reaches "
-    "on real images, above; more than that means that samples are plainer than real ones.",
+    "as asked": "how often the judge sees in a sample the class that was asked for. The best is what it reaches on "
+    "real images, above; more than that means that samples are plainer than real ones.",
     "Frechet distance": "how far samples are from real images, in the judge's features. 0 is best. Its size depends on "
     "the judge and on --num, so compare only what was measured with the same ones.",
     "ratio": "that distance over the distance of training images. 1 is best: samples are as near to held-out images as "
@@ -130,7 +130,10 @@ def main(argv: list[str]) -> int:
 
 def explain(legend: dict[str, str], figures: list[str]) -> None:
     """Print what each of the figures means, and which values are good."""
-    lines = [textwrap.fill(f"{name}: {legend[name]}", 100, subsequent_indent="  ") for name in figures]
+    lines = [
+        textwrap.fill(f"{name}: {legend[name]}", 100, subsequent_indent="  ", break_on_hyphens=False)
+        for name in figures
+    ]
     print("", *lines, sep="\n")
 
 

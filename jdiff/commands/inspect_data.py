@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jdiff import config as configs
-from jdiff.core.told import told
-from jdiff.data import DataWarning, Records
+from jdiff.data import Records
 from jdiff.data.fingerprint import digest
 from jdiff.data.order import spread
 from jdiff.runs import plot
@@ -53,8 +52,7 @@ def main(argv: list[str]) -> int:
     if out.suffix != ".png":
         raise configs.ConfigError(f"--out {a.out}: expected a name that ends in .png")
     configs.check_writable(out)
-    with told(DataWarning):
-        data = configs.build_data(config)
+    data = configs.build_data(config)
     seen = look(data)
     for title, text in facts(data, seen) + training(config, data):
         print(f"{title:<12}{text}", flush=True)
