@@ -110,7 +110,7 @@ def test_what_has_no_hash_or_no_answer_says_so():
     denoise = jdiff.denoiser(apply, {"scale": jnp.ones(())}, jdiff.Flow(), jdiff.targets.Eps())
     with pytest.raises(TypeError, match="Denoiser has no hash, because of its field params: unhashable type: 'dict'"):
         hash(denoise)
-    with pytest.raises(TypeError, match="Guided has no hash, because of its field conditional: Denoiser has no hash"):
+    with pytest.raises(TypeError, match="because of its field conditional: Denoiser has no hash"):
         hash(cfg(denoise, denoise, 2.0))
     with pytest.raises(TypeError, match="Line has no hash, because of its field power"):
         hash(Line(power=[1]))
@@ -133,9 +133,10 @@ def test_rows_are_marked_never_guessed():
     rows = {"class": 0, "text": 0}
     for w, of_w in ((jnp.ones(B), 0), (2.0, None), (Knotted(jnp.ones(B)), Knotted(None))):
         axes = row_axes(threshold(interval(cfg(denoise, plain, w), denoise, 0, 1), flow), B).base
-        assert axes.guided.w == of_w and axes.guided.conditional.cond == axes.conditional.cond == rows
-        assert axes.guided.conditional.previous == 0 and axes.guided.unconditional.cond is None
-        assert jax.tree.leaves(axes.guided.conditional.params) == []
+        inside = axes.guided.branches
+        assert inside.w == of_w and inside.conditional.cond == axes.conditional.cond == rows
+        assert inside.conditional.previous == 0 and inside.unconditional.cond is None
+        assert jax.tree.leaves(inside.conditional.params) == []
     for n in (1, 3, 5):
         with pytest.raises(ValueError, match=rf"has shape \(4.*\) for a batch of {n}; expected {n} rows or a number"):
             row_axes(denoise, n)

@@ -14,7 +14,7 @@ MNIST = Tag("my_net", "mnist", dict(num_classes=10), url="https://here", license
 @pytest.fixture(autouse=True)
 def mine(monkeypatch):
     """A user's own model with one tag, gone after the test."""
-    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
     monkeypatch.setattr(registry, "_TAGS", dict(registry._TAGS))
 
     @register_model
