@@ -148,13 +148,13 @@ def notes(config: configs.Config, data, seen: Seen) -> list[str]:
         found.append("jdiff evaluate compares samples with held-out ones: --data.args.held_out 0.1 holds a tenth out")
     if seen.labels is not None:
         counts = np.bincount(seen.labels, minlength=data.classes)
-        if counts.min() * 10 < counts.max():
+        if counts.min() * 10 <= counts.max():
             rarest, commonest = data.class_names[counts.argmin()], data.class_names[counts.argmax()]
             found.append(f"class {rarest} has {counts.min():,} samples, and {commonest} has {counts.max():,}")
     if isinstance(data, Records) and data.original is not None:
         smaller = int((data.original.min(1) < min(data.shape[:2])).sum())
         if smaller:
-            found.append(f"{smaller:,} images are smaller than {sides(data.shape[:2])}, and are enlarged")
+            found.append(f"{smaller:,} of the images are smaller than {sides(data.shape[:2])}, and are enlarged")
     return found
 
 
@@ -162,17 +162,13 @@ def notes(config: configs.Config, data, seen: Seen) -> list[str]:
 
 
 def sheet(path: Path, data, seen: Seen) -> None:
-    """Draw images: a row for each of the first classes, or rows of ten."""
+    """Draw images: rows for each of the first classes, or rows of ten."""
     if seen.labels is None:
         plot.image_grid(path, seen.x[spread(len(seen.x), ROWS * COLUMNS // 2)], COLUMNS)
         return
-    shown = min(data.classes, ROWS)
-    rows = np.full((shown, COLUMNS, *data.shape), 255, np.uint8)
-    for label in range(shown):
-        found = np.flatnonzero(seen.labels == label)
-        found = found[spread(len(found), COLUMNS)]
-        rows[label, : len(found)] = seen.x[found]
-    plot.image_grid(path, rows.reshape(-1, *data.shape), COLUMNS, data.class_names[:shown])
+    found = [np.flatnonzero(seen.labels == label) for label in range(min(data.classes, ROWS))]
+    rows = np.concatenate([of_class[spread(len(of_class), COLUMNS)] for of_class in found])
+    plot.class_grid(path, seen.x[rows], seen.labels[rows], data.class_names)
 
 
 def plane(path: Path, data, seen: Seen) -> None:
