@@ -44,7 +44,7 @@ class Seen:
 
 def main(argv: list[str]) -> int:
     """Print what is to be known of the data of a config, and draw some; return the exit status."""
-    if argv and Path(argv[0]).is_dir():
+    if argv and argv[0] not in configs.config_files() and Path(argv[0]).is_dir():
         argv = ["folder", "--data.args.path", *argv]
     about = "Look at the data of a config: counts, classes, sizes, numbers, duplicates, and a picture of some."
     a, config = configs.parse_with_config(Arguments, argv, prog="jdiff inspect", description=about)

@@ -250,3 +250,27 @@ def test_facts_are_words_that_anyone_can_read(trained):
     words = json.loads((trained / "run" / "data.json").read_text())
     assert words["class_names"] == ["cats", "dogs"] and words["shape"] == [8, 8, 3] and words["size"] == 18
     assert jax.tree.map(np.shape, dict(np.load(trained / "run" / "data.npz"))) == dict(mean=(8, 8, 3), std=(8, 8, 3))
+
+
+@pytest.mark.slow
+def test_the_config_of_folders_trains_and_samples_by_name(tmp_path, capsys):
+    """With fewer steps; the images are removed before it samples."""
+    images, run = draw_images(tmp_path / "images"), tmp_path / "run"
+    words = [
+        "--train.steps",
+        4,
+        "--train.batch",
+        8,
+        "--train.visit",
+        2,
+        "--model.args.channels",
+        8,
+        "--sample.steps",
+        2,
+    ]
+    command("train", "folder", "--data.args.path", images, "--run-dir", run, *words)
+    assert (run / "samples" / "final.png").is_file()
+    shutil.rmtree(images)
+    command("sample", run, "--num", 2, "--labels", "dogs", "--out", tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as file:
+        assert file["samples"].shape == (2, 16, 16, 3) and file["labels"].tolist() == [1, 1]
