@@ -1,8 +1,18 @@
-"""Your own images at 32x32: a folder of png, jpg or webp files, of which each first sub-folder is a class.
+"""Your own images at 16x16: a folder of png, jpg or webp files, of which each first sub-folder is a class.
 
 jdiff inspect folder --data.args.path DIR
 jdiff train folder --data.args.path DIR
 jdiff evaluate runs/folder
+
+These settings are for some hundred small images and a few minutes on 2 CPU cores. For an evening there, add
+--data.args.size 32 --train.steps 6000 --train.ema.args.images 20000. For thousands of images and a day on a GPU, add
+
+  --data.args.size 64 --train.steps 100000 --train.batch 128 --train.lr 3e-4 --train.ema.args.images 500000
+  --model.args.channels 128 --model.args.multipliers 1 2 2 2 --model.args.blocks 2 --model.args.attention 2 3
+  --train.save-every 5000 --train.sample-every 5000 --sample.steps 18
+
+These two were not run here to the end. From few images, a long training learns the images themselves by heart: the
+nearest-neighbour ratio of jdiff evaluate is then well below 1.
 """
 
 from jdiff.config import Config, Named, Sample, Train
@@ -16,7 +26,7 @@ config = Config(
     conditioning=Named("edm"),
     levels=Named("log_normal", {"mean": -1.2, "std": 1.2}),
     train=Train(
-        steps=800,
+        steps=1200,
         batch=32,
         lr=2e-3,
         lr_schedule=Named("cosine"),
