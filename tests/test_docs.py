@@ -23,7 +23,7 @@ def examples(path: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["README.md", "docs/guidance.md", "docs/networks.md", "docs/own.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/guidance.md", "docs/networks.md", "docs/own.md", "docs/posterior.md"])
 def test_examples_run(path, monkeypatch, tmp_path):
     """One after the other, as a reader would; those of published files, which are not here, are left out."""
     monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))

@@ -16,6 +16,7 @@ core
 process
 denoisers
 losses guidance solvers
+posterior
 sampling
 train
 convert data metrics

@@ -19,9 +19,10 @@ import pytest
 from helpers import Diagonal
 
 import jdiff
-from jdiff import ema, grid, losses, sde, solvers, targets
+from jdiff import ema, grid, losses, posterior, sde, solvers, targets
 
 B = 8  # one row a device
+OBSERVED = np.array([[1.0, 0.5]], np.float32)
 
 
 class Given(NamedTuple):
@@ -126,6 +127,16 @@ ROWS: dict[str, Callable[[Given], Any]] = {
     "guidance.zero_star": lambda g: jdiff.guidance.zero_star(g.denoise, lambda x, t: 0.5 * x, 2 + g.w)(g.x, g.t),
     "guidance.interval": lambda g: jdiff.guidance.interval(g.denoise, lambda x, t: g.w * x, 0.2, 3.0)(g.x, g.t),
     "guidance.threshold": lambda g: jdiff.guidance.threshold(g.denoise, g.schedule, g.w)(g.x, g.t),
+    "posterior.mmps": lambda g: posterior.mmps(g.denoise, OBSERVED, g.y[:, :1], g.w, iterations=2).predict(g.x, g.t)[
+        :2
+    ],
+    "posterior.pgdm": lambda g: posterior.pgdm(g.denoise, OBSERVED, g.y[:, :1], g.w, iterations=2)(g.x, g.t),
+    "posterior.tmpd": lambda g: posterior.tmpd(g.denoise, OBSERVED, g.y[:, :1], g.w)(g.x, g.t),
+    "posterior.dps": lambda g: posterior.dps(g.denoise, OBSERVED, g.y[:, :1], g.w)(g.x, g.t),
+    "posterior.diffpir": lambda g: posterior.diffpir(g.denoise, OBSERVED, g.y[:, :1], g.w, iterations=2)(g.x, g.t),
+    "posterior.ddnm": lambda g: posterior.ddnm(g.denoise, OBSERVED, g.y[:, :1], g.w, iterations=2)(g.x, g.t),
+    "posterior.replace": lambda g: posterior.replace(g.denoise, np.array([1, 0]), g.w * g.y)(g.x, g.t),
+    "posterior.adjoint": lambda g: posterior.adjoint(lambda x: g.w * x[:, :1], g.y[:, :1], g.x.shape),
     "sample": lambda g: jdiff.sample(solvers.DDIM(0.5), g.denoise, g.schedule, g.x, g.times, g.keys),
     "invert": lambda g: jdiff.invert(solvers.DDIM(), g.denoise, g.schedule, g.x, g.times),
     "sample_parallel": lambda g: jdiff.sample_parallel(
@@ -167,8 +178,9 @@ ELSEWHERE = {
     "train.make_train_step": "train/test_parallel.py",
     "train.make_train_loop": "train/test_step.py",
 }
+OPERATORS = tuple(f"posterior.{n}" for n in ("bicubic", "box", "gaussian_blur", "motion_kernel", "random_pixels"))
 # made on the host, once: networks, tables, optimisers, placement, files
-HOST = ("adapt.", "betas.", "optim.", "parallel.", "ema.power_gamma", "ema.sigma_rel_of", "ema.gamma_of")
+HOST = ("adapt.", "betas.", "optim.", "parallel.", "ema.power_gamma", "ema.sigma_rel_of", "ema.gamma_of", *OPERATORS)
 NO_VERBS = (
     "create_model",
     "list_models",
