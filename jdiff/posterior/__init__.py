@@ -1,8 +1,10 @@
 """Sampling given an observation y = A(x_0) + noise, or a reward: denoisers given y, and weighted particles."""
 
+from jdiff.posterior import potentials, resampling
 from jdiff.posterior.ddnm import ddnm, replace
 from jdiff.posterior.diffpir import diffpir
 from jdiff.posterior.dps import dps
+from jdiff.posterior.kld import KLD, kld_count
 from jdiff.posterior.mmps import mmps
 from jdiff.posterior.observation import PerSample
 from jdiff.posterior.operators import (
@@ -20,14 +22,18 @@ from jdiff.posterior.operators import (
     random_pixels,
 )
 from jdiff.posterior.pgdm import pgdm
+from jdiff.posterior.smc import Particles, smc
 from jdiff.posterior.tmpd import tmpd
+from jdiff.posterior.twisted import likelihood, twisted
 
 __all__ = [
     "Blur",
     "Grey",
     "Identity",
+    "KLD",
     "Magnitude",
     "Mask",
+    "Particles",
     "PerSample",
     "Separable",
     "adjoint",
@@ -37,10 +43,16 @@ __all__ = [
     "diffpir",
     "dps",
     "gaussian_blur",
+    "kld_count",
+    "likelihood",
     "mmps",
     "motion_kernel",
     "pgdm",
+    "potentials",
     "random_pixels",
     "replace",
+    "resampling",
+    "smc",
     "tmpd",
+    "twisted",
 ]

@@ -136,6 +136,8 @@ ROWS: dict[str, Callable[[Given], Any]] = {
     "posterior.diffpir": lambda g: posterior.diffpir(g.denoise, OBSERVED, g.y[:, :1], g.w, iterations=2)(g.x, g.t),
     "posterior.ddnm": lambda g: posterior.ddnm(g.denoise, OBSERVED, g.y[:, :1], g.w, iterations=2)(g.x, g.t),
     "posterior.replace": lambda g: posterior.replace(g.denoise, np.array([1, 0]), g.w * g.y)(g.x, g.t),
+    "posterior.twisted": lambda g: posterior.twisted(g.denoise, lambda x0: -g.w * (x0**4).sum(1))(g.x, g.t),
+    "posterior.likelihood": lambda g: posterior.likelihood(OBSERVED, g.y[:, :1], g.w)(g.x),
     "posterior.adjoint": lambda g: posterior.adjoint(lambda x: g.w * x[:, :1], g.y[:, :1], g.x.shape),
     "sample": lambda g: jdiff.sample(solvers.DDIM(0.5), g.denoise, g.schedule, g.x, g.times, g.keys),
     "invert": lambda g: jdiff.invert(solvers.DDIM(), g.denoise, g.schedule, g.x, g.times),
@@ -146,6 +148,10 @@ ROWS: dict[str, Callable[[Given], Any]] = {
 # verbs whose results belong to no sample
 WHOLE: dict[str, Callable[[Given], Any]] = {
     "guidance.interval_of_steps": lambda g: jdiff.guidance.interval_of_steps(g.schedule, g.times, 0.3, 0.8),
+    "posterior.smc": lambda g: posterior.smc(
+        g.denoise, g.schedule, jax.random.key(0), (4, 2), g.times, lambda x0: -g.w * (x0**2).sum(1), ess=0.0
+    )[:3],
+    "posterior.kld_count": lambda g: posterior.kld_count(10 * g.w, 0.1 * g.w),
     "grid.uniform": lambda g: grid.uniform(4, 0.01 * g.w),
     "grid.log_snr": lambda g: grid.log_snr(g.schedule, 4),
     "grid.karras": lambda g: grid.karras(g.schedule, 4, 7 * g.w),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import SCHEDULES, Diagonal, mixture, one_of
 from scipy.special import dawsn
+from scipy.stats import multivariate_normal
 
 import jdiff
 from jdiff import posterior
@@ -38,6 +39,8 @@ def given(base, A, y, std):
         "diffpir": posterior.diffpir(base, A, y, std, lam=LAM, iterations=M),
         "ddnm": posterior.ddnm(base, A, y, iterations=M),
         "ddnm with noise": posterior.ddnm(base, A, y, std, iterations=M),
+        "twisted": posterior.twisted(base, posterior.likelihood(A, y, std), iterations=M),
+        "twisted, not damped": posterior.twisted(base, posterior.likelihood(A, y, std), iterations=0),
     }
 
 
@@ -63,6 +66,8 @@ def closed_forms(a, s, x, std):
     share = min(1, s / (a * std))
     return {
         "mmps": x0 + r @ np.linalg.inv(A @ cov @ A.T + noise) @ A @ cov,
+        "twisted": x0 + r @ np.linalg.inv(A @ cov @ A.T + noise) @ A @ cov,
+        "twisted, not damped": x0 + r / std**2 @ A @ cov,
         "tmpd": x0 + r / (A @ cov @ A.T @ np.ones(M) + std**2) @ A @ cov,
         "pgdm": x0 + r @ np.linalg.inv(r2 * A @ A.T + noise) @ A @ cov,
         "dps": x0 + SCALE * (r / np.linalg.norm(r, axis=1, keepdims=True)) @ A @ cov,
@@ -138,6 +143,23 @@ def test_the_bias_of_dps():
 
 
 # ---------------------------------------------------------------- the equations
+
+
+def test_looking_ahead_to_the_likelihood():
+    """log p(y | x_t) = log N(y; A x_0, A Cov A^T + noise_std^2), at M iterations; of a convex reward, by its slope."""
+    schedule, t = jdiff.VE(), jnp.asarray(0.6)
+    base, s = jdiff.oracle.Gaussian(MEAN, C).denoise(schedule), float(schedule.sigma(t))
+    cov = C - C @ np.linalg.inv(C + s**2 * np.eye(D)) @ C
+    methods = [
+        posterior.twisted(base, posterior.likelihood(A, Y, STD), iterations=M),
+        posterior.twisted(base, lambda x0: 0.5 * (x0**2).sum(1), iterations=1),
+    ]
+    x0, (exact, convex) = jax.jit(lambda x: (base(x, t), [method.ahead(x, t) for method in methods]))(X)
+    expected = [multivariate_normal(A @ row, A @ cov @ A.T + STD**2 * np.eye(M)).logpdf(Y) for row in np.asarray(x0)]
+    np.testing.assert_allclose(exact.value, expected, rtol=1e-8)
+    np.testing.assert_allclose(convex.moved.x0, x0 + x0 @ cov, rtol=1e-8)
+    rise = np.einsum("bi,ij,bj->b", x0, cov, x0)
+    np.testing.assert_allclose(convex.value, 0.5 * (x0**2).sum(1) + 0.5 * rise, rtol=1e-8)
 
 
 def test_conjugate_gradients():
