@@ -37,8 +37,8 @@ __all__ = [
     "adapt", "as_denoise", "BatchKey", "betas", "BrownianTree", "conditioning", "convert", "Cosine",
     "coupling", "create_model", "Denoise", "denoiser", "discrete", "Discrete", "EDM", "ema", "eps_from",
     "Flow", "forward", "grid", "guidance", "invert", "levels", "list_models", "log_snr", "losses",
-    "models", "Noun", "noun", "optim", "oracle", "parallel", "per_sample", "Prediction", "prior", "progress",
-    "q_posterior", "q_sample", "register_model", "sample", "sample_adaptive", "sample_parallel",
+    "models", "Noun", "noun", "optim", "oracle", "parallel", "per_sample", "posterior", "Prediction", "prior",
+    "progress", "q_posterior", "q_sample", "register_model", "sample", "sample_adaptive", "sample_parallel",
     "Schedule", "schedule", "schedules", "sde", "Shifted", "solvers", "static", "SubVP", "targets", "time_of",
     "train", "VE", "VP", "weights",
 ]  # fmt: skip

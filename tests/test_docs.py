@@ -16,6 +16,7 @@ from jdiff.models import registry
 from jdiff.runs import search
 
 ROOT = Path(__file__).parent.parent
+RUN = ["README.md", "docs/guidance.md", "docs/networks.md", "docs/own.md", "docs/posterior.md"]
 
 
 def examples(path: str) -> list[str]:
@@ -23,7 +24,9 @@ def examples(path: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["README.md", "docs/guidance.md", "docs/networks.md", "docs/own.md", "docs/posterior.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", *(f"docs/{page}.md" for page in ("guidance", "networks", "own", "posterior"))]
+)
 def test_examples_run(path, monkeypatch, tmp_path):
     """One after the other, as a reader would; those of published files, which are not here, are left out."""
     monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))

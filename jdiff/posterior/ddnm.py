@@ -66,7 +66,7 @@ def ddnm(denoise: Denoise | Callable, A, y, noise_std=0.0, *, iterations: int = 
     Reference:
         Wang et al. 2023, arXiv:2212.00490, eq. 13 and 19.
     """
-    check_order("ddnm, number of iterations as", iterations)
+    check_order("ddnm", iterations, what="iterations")
     return DDNM(as_denoise(denoise, None), observe(A, y, noise_std), int(iterations))
 
 

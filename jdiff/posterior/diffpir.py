@@ -68,5 +68,5 @@ def diffpir(denoise: Denoise | Callable, A, y, noise_std, *, lam=10.0, iteration
     Reference:
         Zhu et al. 2023, arXiv:2305.08995, eq. 12 and algorithm 1.
     """
-    check_order("diffpir, number of iterations as", iterations)
+    check_order("diffpir", iterations, what="iterations")
     return DiffPIR(as_denoise(denoise, None), observe(A, y, noise_std), lam, int(iterations))

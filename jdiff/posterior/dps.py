@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from jdiff.core.arrays import Array, safe_divide, safe_sqrt
-from jdiff.core.pytrees import concrete, noun, number, per_sample, static
-from jdiff.guidance.cfg import weight_at
+from jdiff.core.pytrees import known, noun, per_sample, static
+from jdiff.guidance.base import as_weight, weight_at
 from jdiff.posterior.linear import dots, rows
 from jdiff.posterior.observation import Observation, observe
 from jdiff.posterior.tweedie import corrected, moments
@@ -25,11 +25,9 @@ class DPS(Denoise):
     squared: bool = static(default=False)
 
     def check(self):
-        object.__setattr__(self, "scale", number(self.scale))
-        if not callable(self.scale) and concrete(self.scale):
-            value = np.asarray(self.scale)
-            if not np.issubdtype(value.dtype, np.number) or not (np.isfinite(value) & (value >= 0)).all():
-                raise ValueError(f"scale must be 0 or more: a number, (B,), or a function of t; got {self.scale!r}")
+        object.__setattr__(self, "scale", as_weight(self.scale, "scale"))
+        if not callable(self.scale) and known(self.scale) and (np.asarray(self.scale) < 0).any():
+            raise ValueError(f"scale must be 0 or more: a number, (B,), or a function of t; got {self.scale!r}")
 
     @property
     def schedule(self) -> Schedule:

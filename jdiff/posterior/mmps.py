@@ -73,5 +73,5 @@ def mmps(denoise: Denoise | Callable, A, y, noise_std, *, iterations: int = 1) -
     Reference:
         Rozet et al. 2024, arXiv:2405.13712, algorithm 1.
     """
-    check_order("mmps, number of iterations as", iterations)
+    check_order("mmps", iterations, what="iterations")
     return MMPS(as_denoise(denoise, None), observe(A, y, noise_std), int(iterations))

@@ -68,5 +68,5 @@ def pgdm(denoise: Denoise | Callable, A, y, noise_std, *, data_std=1.0, iteratio
     Reference:
         Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", eq. 7 and section 3.3.
     """
-    check_order("pgdm, number of iterations as", iterations)
+    check_order("pgdm", iterations, what="iterations")
     return PGDM(as_denoise(denoise, None), observe(A, y, noise_std), data_std, int(iterations))
