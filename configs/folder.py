@@ -4,7 +4,11 @@ jdiff inspect folder --data.args.path DIR
 jdiff train folder --data.args.path DIR
 jdiff evaluate runs/folder
 
-These settings are for some hundred small images and a few minutes on 2 CPU cores. For an evening there, add
+These settings are for some hundred small images and a few minutes on 2 CPU cores. With 180 photographs of CIFAR-10's
+cats and automobiles they took 3 min 17 s of processor time, compiling included, and with --num 200:
+guidance 1: as asked 82.5% (real ones 65.0%), Frechet ratio 1.00, nearest-neighbour ratio 1.07
+
+For an evening there, add
 --data.args.size 32 --train.steps 6000 --train.ema.args.images 20000. For thousands of images and a day on a GPU, add
 
   --data.args.size 64 --train.steps 100000 --train.batch 128 --train.lr 3e-4 --train.ema.args.images 500000
