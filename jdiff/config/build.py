@@ -287,13 +287,9 @@ def check_guide(sample: Sample) -> None:
         ConfigError: the method or an argument is unknown or out of range, or two settings do not go together.
     """
     args = sample.guide.args
-    make(
-        "guide",
-        GUIDES,
-        Named(sample.guide.name, args | {"batched": False} if "batched" in args else args),
-        *_PLAIN,
-        sample.guidance,
-    )
+    # functions cannot be joined in one call
+    alone = {name: value for name, value in args.items() if name != "batched" or not isinstance(value, bool)}
+    make("guide", GUIDES, Named(sample.guide.name, alone), *_PLAIN, sample.guidance)
     if sample.cache > 1 and args.get("batched"):
         raise ConfigError("sample.cache keeps one branch, and batched evaluates both in one call; choose one of them")
 

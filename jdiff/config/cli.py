@@ -19,7 +19,7 @@ import jax
 
 from jdiff.config.files import flat, load_config
 from jdiff.config.schema import Config, ConfigError, Named, as_tuples
-from jdiff.config.tables import all_arguments
+from jdiff.config.tables import REQUIRED, all_arguments
 from jdiff.core.extras import MissingExtra, needs
 from jdiff.core.names import did_you_mean
 from jdiff.data import DataError, DataWarning
@@ -321,7 +321,8 @@ def _typed_arguments(argv: list[str], default) -> tuple[list[str], dict, Any]:
             i += 1
         if not name.isidentifier():
             raise ConfigError(f"{option} names no argument; expected --{field}.args.NAME")
-        name, value = _argument(option, name, words, fields[field].args)
+        known = {k: v for k, v in all_arguments(field, fields[field]).args.items() if v != REQUIRED}
+        name, value = _argument(option, name, words, known)
         typed.setdefault(field, {})[name] = value
     return left, typed, default
 

@@ -232,6 +232,9 @@ GUIDES = {
 # ---------------------------------------------------------------- all tables
 
 
+REQUIRED = "REQUIRED"  # what stands for the default of an argument that has none
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """What some fields of a config choose among.
@@ -281,7 +284,7 @@ def all_arguments(field: str, choice: Named) -> Named:
 def written(default) -> Any:
     """A default as the command line shows it: plain values as they are, functions and dtypes by their names."""
     if default is inspect.Parameter.empty:
-        return "REQUIRED"
+        return REQUIRED
     if isinstance(default, (tuple, list)):
         return tuple(map(written, default))
     plain = default is None or isinstance(default, (bool, int, float, str, dict))

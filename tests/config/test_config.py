@@ -187,6 +187,9 @@ def test_help_lists_every_argument_that_a_name_takes(tmp_path, capsys):
     words = ["--model.args.dtype", "bfloat16", "--sample.grid.args.lowest", "-8", "--data.args.seed", "3"]
     _, config = configs.parse_with_config(Options, ["digits", *words])
     assert configs.build_model(config, 10).dtype == "bfloat16"
+    words = ["--model.name", "unet", "--model.args.attention", "1", "--schedule.args.T", "50"]
+    _, other = configs.parse_with_config(Options, ["digits", *words])  # a list is one with a single word too
+    assert (other.model, other.schedule.args["T"]) == (Named("unet", {"attention": (1,)}), 50)
     assert (config.sample.grid, config.data.args["seed"]) == (Named("log_snr", {"lowest": -8}), 3)
 
 
