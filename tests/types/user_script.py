@@ -50,11 +50,13 @@ class Bridge(jdiff.Noun):
 
 
 @jdiff.noun
-class Eps(jdiff.Noun):
+class Difference(jdiff.Noun):
+    """F = scale (eps - x_0), which no schedule makes singular."""
+
     scale: float = 1.0
 
     def row(self, schedule: jdiff.Schedule, t: jax.Array) -> jdiff.targets.Row:
-        return jdiff.targets.Row(jnp.zeros_like(t), self.scale * jnp.ones_like(t))
+        return jdiff.targets.Row(-self.scale * jnp.ones_like(t), self.scale * jnp.ones_like(t))
 
 
 @jdiff.noun
@@ -100,7 +102,7 @@ def train(schedule: jdiff.Schedule, target: jdiff.targets.Target, steps: int) ->
 
 
 def main(steps: int = 200) -> dict[Literal["losses", "samples", "path", "slope"], Any]:
-    schedule, target, solver = Power().replace(power=2.0), Eps(scale=0.5), Bridge()
+    schedule, target, solver = Power().replace(power=2.0), Difference(scale=0.5), Bridge()
     trained, losses = train(schedule, target, steps)
     denoise = Shrunk(trained).replace(w=0.9)
     noise, times = jdiff.prior(schedule, jax.random.key(1), (8, 2)), jdiff.grid.log_snr(schedule, 5)
