@@ -12,34 +12,30 @@ from jdiff.core.pytrees import known, noun, static
 from jdiff.posterior.linear import solve
 from jdiff.posterior.observation import ARRAYS, Observation, PerSample, observe
 from jdiff.posterior.operators import Mask
-from jdiff.posterior.tweedie import corrected
-from jdiff.process.clock import Schedule
+from jdiff.posterior.tweedie import Given
 from jdiff.process.forward import rates
+from jdiff.process.memory import predict_with
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 from jdiff.solvers.base import check_order
 
 
 @noun
-class DDNM(Denoise):
+class DDNM(Given):
     """A denoiser given y, by projection onto A(x_0) = y: see `ddnm`."""
 
     base: Denoise
     observation: Observation
     iterations: int = static()
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.base.schedule
-
-    def predict(self, x: Array, t) -> Prediction:
+    def predict_with(self, x: Array, t, memory) -> tuple[Prediction, Any]:
         """The projected x_0, the noise that it implies, and the `extra` of the denoiser."""
-        prediction = self.base.predict(wide(x), t)
+        prediction, after = predict_with(self.base, wide(x), t, memory[0])
         seen = self.observation.beside(prediction.x0)
         alpha, sigma = rates(self.schedule, t, seen.residual)
         noise = alpha * jnp.sqrt(seen.variance)
         share = jnp.where(sigma < noise, safe_divide(sigma, noise), 1)
         solved = solve(lambda v: seen.push(seen.pull(v)), share * seen.residual, self.iterations)
-        return corrected(self.schedule, x, t, prediction, seen.pull(solved.x))
+        return self.shifted(prediction, seen.pull(solved.x), x, t), (after,)
 
 
 def ddnm(denoise: Denoise | Callable, A, y, noise_std=0.0, *, iterations: int = 20) -> DDNM:

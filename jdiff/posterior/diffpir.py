@@ -1,21 +1,22 @@
 """DiffPIR: estimates of x_0 brought towards y without a gradient of the network."""
 
 from collections.abc import Callable
+from typing import Any
 
 from jdiff.core.arrays import Array, Number, wide
 from jdiff.core.checks import check_positive
 from jdiff.core.pytrees import noun, static
 from jdiff.posterior.linear import solve
 from jdiff.posterior.observation import Observation, observe
-from jdiff.posterior.tweedie import corrected
-from jdiff.process.clock import Schedule
+from jdiff.posterior.tweedie import Given
 from jdiff.process.forward import rates
+from jdiff.process.memory import predict_with
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 from jdiff.solvers.base import check_order
 
 
 @noun
-class DiffPIR(Denoise):
+class DiffPIR(Given):
     """A denoiser given y, by a proximal step: see `diffpir`."""
 
     base: Denoise
@@ -26,20 +27,16 @@ class DiffPIR(Denoise):
     def check(self):
         check_positive(self, lam=self.lam)
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.base.schedule
-
-    def predict(self, x: Array, t) -> Prediction:
+    def predict_with(self, x: Array, t, memory) -> tuple[Prediction, Any]:
         """The x_0 nearer to y, the noise that it implies, and the `extra` of the denoiser."""
-        prediction = self.base.predict(wide(x), t)
+        prediction, after = predict_with(self.base, wide(x), t, memory[0])
         alpha, sigma = rates(self.schedule, t, prediction.x0)
         seen = self.observation.beside(prediction.x0)
 
         # both sides times alpha^2, so that nothing is divided by alpha or sigma, which may be 0
         prior, noise = sigma**2 / self.lam, rates(self.schedule, t, seen.residual)[0] ** 2 * seen.variance
         solved = solve(lambda v: seen.push(prior * seen.pull(v)) + noise * v, seen.residual, self.iterations)
-        return corrected(self.schedule, x, t, prediction, prior * seen.pull(solved.x))
+        return self.shifted(prediction, prior * seen.pull(solved.x), x, t), (after,)
 
 
 def diffpir(denoise: Denoise | Callable, A, y, noise_std, *, lam=10.0, iterations: int = 20) -> DiffPIR:

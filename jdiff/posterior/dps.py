@@ -3,20 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from jdiff.core.arrays import Array, safe_divide, safe_sqrt
-from jdiff.core.pytrees import known, noun, per_sample, static
+from jdiff.core.checks import LARGEST
+from jdiff.core.pytrees import noun, per_sample, static
 from jdiff.guidance.base import as_weight, weight_at
 from jdiff.posterior.linear import dots, rows
 from jdiff.posterior.observation import Observation, observe
-from jdiff.posterior.tweedie import corrected, moments
-from jdiff.process.clock import Schedule
+from jdiff.posterior.tweedie import Given, moments
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 
 
 @noun
-class DPS(Denoise):
+class DPS(Given):
     """A denoiser given y, by the gradient of a distance: see `dps`."""
 
     base: Denoise
@@ -25,24 +23,19 @@ class DPS(Denoise):
     squared: bool = static(default=False)
 
     def check(self):
-        object.__setattr__(self, "scale", as_weight(self.scale, "scale"))
-        if not callable(self.scale) and known(self.scale) and (np.asarray(self.scale) < 0).any():
-            raise ValueError(f"scale must be 0 or more: a number, (B,), or a function of t; got {self.scale!r}")
+        object.__setattr__(self, "scale", as_weight(self.scale, "scale", most=LARGEST))
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.base.schedule
-
-    def predict(self, x: Array, t) -> Prediction:
+    def predict_with(self, x: Array, t, memory) -> tuple[Prediction, Any]:
         """The guided x_0, the noise that it implies, and the `extra` of the denoiser."""
-        prediction, cov, wide_x, *_ = moments(self.base, x, t)
+        prediction, cov, wide_x, *_, after = moments(self.base, x, t, memory[0])
         seen = self.observation.beside(prediction.x0)
         if self.squared:
             down = 2 * seen.residual
         else:
             length = safe_sqrt(dots(seen.residual, seen.residual))
             down = safe_divide(seen.residual, rows(length, seen.residual))
-        return corrected(self.schedule, x, t, prediction, weight_at(self.scale, wide_x, t) * cov(seen.pull(down)))
+        shift = weight_at(self.scale, wide_x, t, "scale") * cov(seen.pull(down))
+        return self.shifted(prediction, shift, x, t), (after,)
 
 
 def dps(denoise: Denoise | Callable, A, y, scale=1.0, *, squared: bool = False) -> DPS:

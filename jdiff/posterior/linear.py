@@ -47,16 +47,21 @@ def solve(K: Callable[[Array], Array], b: Array, iterations: int) -> Solved:
         Kp = K(p)
         curvature = dots(p, Kp)
         going = going & (curvature > 0) & (rr > enough)
-        length = jnp.where(going, safe_divide(rr, curvature), 0)
+        length = share(going, rr, curvature)
         x, r = x + rows(length, p) * p, r - rows(length, p) * Kp
         new = dots(r, r)
-        p = r + rows(jnp.where(going, safe_divide(new, rr), 0), p) * p
+        p = r + rows(share(going, new, rr), p) * p
         return vary_as((x, r, p, new, going), carry), None
 
     going = jnp.ones_like(start, bool)
     first = vary_as((jnp.zeros_like(b), b, b, start, going), b, K(b))
     (x, _, _, rr, _), _ = jax.lax.scan(step, first, None, iterations)
     return Solved(x, jnp.sqrt(jax.lax.stop_gradient(safe_divide(rr, start))))
+
+
+def share(where: Array, a: Array, b: Array) -> Array:
+    """a / b, and 0 outside of `where`, with finite derivatives also where b is too small to be squared."""
+    return jnp.where(where, a, 0) / jnp.where(where, b, 1)
 
 
 def dots(a: Array, b: Array) -> Array:

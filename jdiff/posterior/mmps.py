@@ -1,43 +1,39 @@
 """Moment matching posterior sampling: exact on Gaussian data."""
 
 from collections.abc import Callable
+from typing import Any
 
 from jdiff.core.arrays import Array
 from jdiff.core.pytrees import noun, static
 from jdiff.posterior.linear import Solved, solve
 from jdiff.posterior.observation import Observation, observe
-from jdiff.posterior.tweedie import corrected, moments
-from jdiff.process.clock import Schedule
+from jdiff.posterior.tweedie import Given, moments
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 from jdiff.solvers.base import check_order
 
 
 @noun
-class MMPS(Denoise):
+class MMPS(Given):
     """A denoiser given y, by the covariance of x_0 given x_t: see `mmps`."""
 
     base: Denoise
     observation: Observation
     iterations: int = static()
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.base.schedule
-
-    def predict(self, x: Array, t) -> Prediction:
+    def predict_with(self, x: Array, t, memory) -> tuple[Prediction, Any]:
         """E[x_0 | x_t, y], the noise that it implies, and the `extra` of the denoiser."""
-        prediction, shift, _ = self._solved(x, t)
-        return corrected(self.schedule, x, t, prediction, shift)
+        prediction, shift, _, after = self._solved(x, t, memory)
+        return self.shifted(prediction, shift, x, t), (after,)
 
     def residual(self, x: Array, t) -> Array:
         """How far from solved the equations are at x_t, |b - K v| / |b| of each sample, (B,)."""
-        return self._solved(x, t)[2].residual
+        return self._solved(x, t, self.memory(x))[2].residual
 
-    def _solved(self, x: Array, t) -> tuple[Prediction, Array, Solved]:
-        prediction, cov, *_ = moments(self.base, x, t)
+    def _solved(self, x: Array, t, memory) -> tuple[Prediction, Array, Solved, Any]:
+        prediction, cov, *_, after = moments(self.base, x, t, memory[0])
         seen = self.observation.beside(prediction.x0)
         solved = solve(lambda v: seen.variance * v + seen.push(cov(seen.pull(v))), seen.residual, self.iterations)
-        return prediction, cov(seen.pull(solved.x)), solved
+        return prediction, cov(seen.pull(solved.x)), solved, after
 
 
 def mmps(denoise: Denoise | Callable, A, y, noise_std, *, iterations: int = 1) -> MMPS:

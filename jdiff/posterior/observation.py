@@ -9,7 +9,8 @@ import numpy as np
 
 from jdiff.core.arrays import Array
 from jdiff.core.checks import check_is
-from jdiff.core.pytrees import concrete, is_leaf, known, noun, per_sample, static
+from jdiff.core.pytrees import concrete, known, noun, per_sample
+from jdiff.guidance.base import as_pytree
 
 ARRAYS = (jax.Array, np.ndarray, np.generic, float, int)
 
@@ -52,14 +53,13 @@ class Observation:
 
     y: Any  # one for all samples, or (B, ...); None where `rows` has them
     noise_std: Any
-    A: Any  # a matrix or a pytree that is called; None where `code` is
+    A: Any  # a matrix, or a pytree that is called
     rows: Any = per_sample(default=None)
-    code: Callable | None = static(default=None)
 
     def apply(self, x0: Array) -> Array:
         """A(x_0), (B, ...)."""
-        if self.code is not None or callable(self.A):
-            out = (self.A if self.code is None else self.code)(x0)
+        if callable(self.A):
+            out = self.A(x0)
             check_is("what A returned", out, jax.Array, "an array (B, ...)")
             return out
         flat = x0.reshape(len(x0), -1)
@@ -118,9 +118,7 @@ def observe(A, y, noise_std, *, may_be_exact: bool = True) -> Observation:
         check_is("A", A, (jax.Array, np.ndarray), "a matrix (M, D), or a function from x (B, ...) to (B, ...)")
     if matrix and A.ndim != 2:
         raise ValueError(f"A has shape {A.shape}; expected a matrix (M, D), or a function")
-    if matrix or not is_leaf(A):
-        return Observation(y, noise_std, A, rows)
-    return Observation(y, noise_std, None, rows, A)
+    return Observation(y, noise_std, A if matrix else as_pytree(A), rows)
 
 
 def check_noise(noise_std, may_be_exact: bool) -> None:

@@ -1,20 +1,20 @@
 """Pseudo-inverse guidance: x_0 given x_t taken for a Gaussian of one variance."""
 
 from collections.abc import Callable
+from typing import Any
 
 from jdiff.core.arrays import Array, Number
 from jdiff.core.checks import check_positive
 from jdiff.core.pytrees import noun, static
 from jdiff.posterior.linear import solve
 from jdiff.posterior.observation import Observation, observe
-from jdiff.posterior.tweedie import corrected, moments
-from jdiff.process.clock import Schedule
+from jdiff.posterior.tweedie import Given, moments
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 from jdiff.solvers.base import check_order
 
 
 @noun
-class PGDM(Denoise):
+class PGDM(Given):
     """A denoiser given y, by pseudo-inverse guidance: see `pgdm`."""
 
     base: Denoise
@@ -25,17 +25,13 @@ class PGDM(Denoise):
     def check(self):
         check_positive(self, data_std=self.data_std)
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.base.schedule
-
-    def predict(self, x: Array, t) -> Prediction:
+    def predict_with(self, x: Array, t, memory) -> tuple[Prediction, Any]:
         """The guided x_0, the noise that it implies, and the `extra` of the denoiser."""
-        prediction, cov, _, _, alpha, sigma = moments(self.base, x, t)
+        prediction, cov, _, _, alpha, sigma, after = moments(self.base, x, t, memory[0])
         seen = self.observation.beside(prediction.x0)
         r2 = (sigma * self.data_std) ** 2 / (sigma**2 + (alpha * self.data_std) ** 2)
         solved = solve(lambda v: seen.variance * v + seen.push(r2 * seen.pull(v)), seen.residual, self.iterations)
-        return corrected(self.schedule, x, t, prediction, cov(seen.pull(solved.x)))
+        return self.shifted(prediction, cov(seen.pull(solved.x)), x, t), (after,)
 
 
 def pgdm(denoise: Denoise | Callable, A, y, noise_std, *, data_std=1.0, iterations: int = 20) -> PGDM:

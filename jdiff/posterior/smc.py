@@ -13,6 +13,7 @@ from jdiff.core.arrays import Array, wide
 from jdiff.core.checks import check_is
 from jdiff.core.keys import as_key, fold, normal
 from jdiff.core.pytrees import concrete, known, number
+from jdiff.guidance.base import as_pytree
 from jdiff.posterior.kld import KLD
 from jdiff.posterior.linear import dots
 from jdiff.posterior.potentials import difference
@@ -20,6 +21,7 @@ from jdiff.posterior.resampling import Resampling, systematic
 from jdiff.posterior.twisted import Ahead, Twisted, check_function, check_iterations, checked
 from jdiff.process.clock import Schedule
 from jdiff.process.forward import prior
+from jdiff.process.memory import has_memory, has_own_noise
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 from jdiff.process.times import check_times
 from jdiff.solvers.base import Mix
@@ -157,6 +159,11 @@ def smc(
     key, n = as_key(key), int(shape[0])
     free = proposal is original
     mover = None if proposal is None or free else as_denoise(proposal, schedule)
+    for one in (denoise, mover):
+        if one is not None and (has_own_noise(one) or has_memory(one, jnp.zeros(shape))):
+            raise ValueError(
+                "smc: steps of CFG++ and of denoisers with a memory, as APG with momentum, have no density"
+            )
 
     def place(x):
         return x if sharding is None else lax.with_sharding_constraint(x, sharding)
@@ -167,7 +174,7 @@ def smc(
     def look(x, t) -> Ahead:
         """The prediction of the denoiser, that of the proposal, and the twist."""
         if mover is None and not free:
-            return Twisted(denoise, None, lambda x0: weigh(x0, t), int(iterations)).ahead(x, t)
+            return Twisted(denoise, as_pytree(lambda x0: weigh(x0, t)), int(iterations)).ahead(x, t)
         own = denoise.predict(x, t)
         return Ahead(own, own if mover is None else mover.predict(x, t), weigh(own.x0, t))
 

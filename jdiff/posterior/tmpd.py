@@ -1,37 +1,33 @@
 """Tweedie moment projected diffusion: one variance for each number of y."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
 from jdiff.core.arrays import Array, safe_divide
 from jdiff.core.pytrees import noun
 from jdiff.posterior.observation import Observation, observe
-from jdiff.posterior.tweedie import corrected, moments
-from jdiff.process.clock import Schedule
+from jdiff.posterior.tweedie import Given, moments
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 
 
 @noun
-class TMPD(Denoise):
+class TMPD(Given):
     """A denoiser given y, by Tweedie moment projection: see `tmpd`."""
 
     base: Denoise
     observation: Observation
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.base.schedule
-
-    def predict(self, x: Array, t) -> Prediction:
+    def predict_with(self, x: Array, t, memory) -> tuple[Prediction, Any]:
         """The guided x_0, the noise that it implies, and the `extra` of the denoiser."""
-        prediction, cov, *_ = moments(self.base, x, t)
+        prediction, cov, *_, after = moments(self.base, x, t, memory[0])
         seen = self.observation.beside(prediction.x0)
         sums = seen.push(cov(seen.pull(jnp.ones_like(seen.residual))))
         variance = seen.variance + sums
         # the sum of a row may be negative, which a variance is not: such a number of y has that of its noise alone
         variance = jnp.where(variance > 0, variance, seen.variance)
-        return corrected(self.schedule, x, t, prediction, cov(seen.pull(safe_divide(seen.residual, variance))))
+        return self.shifted(prediction, cov(seen.pull(safe_divide(seen.residual, variance))), x, t), (after,)
 
 
 def tmpd(denoise: Denoise | Callable, A, y, noise_std) -> TMPD:

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.core.arrays import Array, safe_divide
-from jdiff.core.pytrees import is_leaf, noun, static, vary_as
-from jdiff.posterior.linear import dots, rows
+from jdiff.core.arrays import Array
+from jdiff.core.pytrees import noun, static, vary_as
+from jdiff.guidance.base import as_pytree
+from jdiff.posterior.linear import dots, rows, share
 from jdiff.posterior.observation import Observation, observe
-from jdiff.posterior.tweedie import corrected, moments
-from jdiff.process.clock import Schedule
+from jdiff.posterior.tweedie import Given, moments
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 
 
@@ -31,29 +31,27 @@ class Ahead(NamedTuple):
 
 
 @noun
-class Twisted(Denoise):
+class Twisted(Given):
     """A denoiser moved along the gradient of a log-likelihood: see `twisted`."""
 
     base: Denoise
-    pytree: Any
-    code: Callable | None = static(default=None)
+    log_likelihood: Any
     iterations: int = static(default=3)
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.base.schedule
-
-    def predict(self, x: Array, t) -> Prediction:
+    def predict_with(self, x: Array, t, memory) -> tuple[Prediction, Any]:
         """The moved x_0, the noise that it implies, and the `extra` of the denoiser."""
-        return self.ahead(x, t).moved
+        ahead, after = self._ahead(x, t, memory)
+        return ahead.moved, after
 
     def ahead(self, x: Array, t) -> Ahead:
         """The two predictions and the look-ahead, in one evaluation of the denoiser."""
-        prediction, cov, *_ = moments(self.base, x, t)
-        log_likelihood = self.pytree if self.code is None else self.code
+        return self._ahead(x, t, self.memory(x))[0]
+
+    def _ahead(self, x: Array, t, memory) -> tuple[Ahead, Any]:
+        prediction, cov, *_, after = moments(self.base, x, t, memory[0])
 
         def values(x0):
-            return checked(log_likelihood(x0), x0)
+            return checked(self.log_likelihood(x0), x0)
 
         value, pull = jax.vjp(values, prediction.x0)
         slope = pull(jnp.ones_like(value))[0]
@@ -61,8 +59,8 @@ class Twisted(Denoise):
             shift, gain = _look_ahead(cov, jax.grad(lambda x0: values(x0).sum()), prediction.x0, slope, self.iterations)
         else:
             shift, gain = cov(slope), jnp.zeros_like(value)
-        own, moved = (corrected(self.schedule, x, t, prediction, by) for by in (jnp.zeros_like(shift), shift))
-        return Ahead(own, moved, value + gain)
+        own, moved = (self.shifted(prediction, by, x, t) for by in (jnp.zeros_like(shift), shift))
+        return Ahead(own, moved, value + gain), (after,)
 
 
 def _look_ahead(cov, gradient, x0: Array, slope: Array, iterations: int) -> tuple[Array, Array]:
@@ -77,12 +75,13 @@ def _look_ahead(cov, gradient, x0: Array, slope: Array, iterations: int) -> tupl
         Cr = cov(r)
         size = dots(r, Cr)
         going = size > enough
-        ratio = rows(jnp.where(going, safe_divide(size, before), 0), r)
+        ratio = rows(share(going & (before > 0), size, before), r)
         p, Cp = r + ratio * p, Cr + ratio * Cp
         HCp = -jax.jvp(gradient, (x0,), (Cp,))[1]
         curvature = dots(p, Cp) + dots(Cp, HCp)
         # no pivot of I + H C is below 1 unless the likelihood bends upwards, which is left out
-        length = jnp.where(going, jnp.where(curvature > size, safe_divide(size, curvature), 1), 0)
+        bent = going & (curvature > size)
+        length = jnp.where(bent, share(bent, size, curvature), jnp.where(going, 1, 0))
         gain = gain + 0.5 * length * size + 0.5 * jnp.log(jnp.where(going, length, 1))
         shift, r = shift + rows(length, r) * Cp, r - rows(length, r) * (p + HCp)
         enough = jnp.where(before == 0, jnp.finfo(size.dtype).eps * size, enough)
@@ -121,8 +120,7 @@ def twisted(denoise: Denoise | Callable, log_likelihood: Callable[[Array], Array
     """
     check_function("log_likelihood", log_likelihood, "a function from x_0 (B, ...) to (B,)")
     check_iterations("twisted", iterations)
-    pytree, code = (None, log_likelihood) if is_leaf(log_likelihood) else (log_likelihood, None)
-    return Twisted(as_denoise(denoise, None), pytree, code, int(iterations))
+    return Twisted(as_denoise(denoise, None), as_pytree(log_likelihood), int(iterations))
 
 
 @noun

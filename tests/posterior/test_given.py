@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SCHEDULES, Diagonal, mixture, one_of
+from helpers import SCHEDULES, Bent, Diagonal, mixture, one_of
 from scipy.special import dawsn
 from scipy.stats import multivariate_normal
 
@@ -283,6 +283,21 @@ def test_with_guidance_in_any_order():
     np.testing.assert_allclose(*run(), rtol=1e-9)
 
 
+def test_around_a_memory_and_around_noise_of_its_own():
+    """An A of 0 says nothing: then MMPS around APG with momentum and around CFG++ samples what they do."""
+    schedule, empty = jdiff.VP(), np.zeros((1, D))
+    c, u = Bent(schedule), Diagonal(schedule, 0.0, 1.0)
+    times = jdiff.grid.log_snr(schedule, 6)
+    inner = [jdiff.guidance.apg(c, u, 3.0, momentum=-0.5), jdiff.guidance.cfg_pp(c, u, 0.6)]
+    outer = [posterior.mmps(one, empty, np.ones(1), 0.1) for one in inner]
+    run = jax.jit(lambda x: [jdiff.sample(jdiff.solvers.DDIM(), one, schedule, x, times) for one in inner + outer])
+    found = run(X)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-9)
+    np.testing.assert_allclose(found[3], found[1], rtol=1e-9)
+    half = jax.eval_shape(run, jax.ShapeDtypeStruct(X.shape, jnp.bfloat16))
+    assert {out.dtype for out in half} == {jnp.dtype(jnp.bfloat16)}
+
+
 def test_replacement():
     """y where it is observed, x_0 elsewhere; what y is outside the mask, even nan, is no matter."""
     schedule, t, mask = jdiff.Flow(), jnp.asarray(0.4), np.array([1.0, 0.0, 0.0, 1.0])
@@ -333,7 +348,7 @@ BAD = [
     (lambda: posterior.mmps(BASE, A, Y, STD, iterations=0), "mmps: iterations must be a whole number"),
     (lambda: posterior.pgdm(BASE, A, Y, STD, data_std=0.0), "PGDM: data_std must be positive"),
     (lambda: posterior.diffpir(BASE, A, Y, STD, lam=0.0), "DiffPIR: lam must be positive"),
-    (lambda: posterior.dps(BASE, A, Y, -1.0), "scale must be 0 or more: a number, (B,), or a function of t"),
+    (lambda: posterior.dps(BASE, A, Y, -1.0), "scale must be from 0 to 1e+09; got -1.0"),
     (lambda: posterior.dps(BASE, A, Y, "1"), "scale must be finite: a number, one a sample (B,), or a function of t"),
     (lambda: posterior.replace(BASE, np.full(D, 0.5), Y), "mask has other numbers than 0 and 1"),
     (lambda: posterior.PerSample("y"), "the y of PerSample is 'y'; expected an array (B, ...)"),
@@ -344,7 +359,7 @@ BAD = [
     (lambda: sampled(posterior.mmps(BASE, lambda x: x[0], Y, STD)), "A makes (4,) of x (5, 4), and y has shape (3,)"),
     (lambda: sampled(posterior.mmps(BASE, lambda x: None, Y, STD)), "what A returned is None; expected an array (B,"),
     (lambda: sampled(posterior.replace(BASE, np.ones(3), Y)), "mask has shape (3,) for samples of (4,); give a mask"),
-    (lambda: sampled(posterior.dps(BASE, A, Y, np.ones(2))), "w has shape (2,); expected () or (5,)"),
+    (lambda: sampled(posterior.dps(BASE, A, Y, np.ones(2))), "scale has shape (2,); expected () or (5,)"),
 ]
 
 
