@@ -6,34 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jdiff.core.arrays import Array, expand
+from jdiff.core.arrays import Array
 from jdiff.core.checks import check_floating
-from jdiff.core.extras import needs
 from jdiff.core.keys import each
-from jdiff.core.names import choose
-from jdiff.core.pytrees import row_axes, varying
-from jdiff.process.clock import Schedule, log_snr, time_of
-from jdiff.process.memory import has_memory, has_own_noise
+from jdiff.process.clock import Schedule, time_of
 from jdiff.process.prediction import Denoise, as_denoise
-from jdiff.process.sde import derivative
 from jdiff.process.times import ends_of
-
-# diffrax's class; evaluations of a step; further ones before the first
-METHODS = {
-    "tsit5": ("Tsit5", 6, 1),
-    "dopri5": ("Dopri5", 6, 1),
-    "dopri8": ("Dopri8", 13, 1),
-    "bosh3": ("Bosh3", 3, 1),
-    "heun": ("Heun", 2, 0),
-    "kvaerno3": ("Kvaerno3", 3, 0),
-    "kvaerno5": ("Kvaerno5", 6, 0),
-}
-ADJOINTS = {
-    "checkpoint": lambda diffrax: diffrax.RecursiveCheckpointAdjoint(),
-    "backsolve": lambda diffrax: diffrax.BacksolveAdjoint(),
-    "forward": lambda diffrax: diffrax.ForwardMode(),
-}
-CLOCK_START = -14.0  # where a clock in log-SNR starts if alpha = 0 there: alpha / sigma = 1e-3
+from jdiff.sampling.flow import METHODS, Stretch, adaptive, check_has_flow, check_solve, solve, stretch, velocity
 
 
 class AdaptiveInfo(NamedTuple):
@@ -96,98 +75,45 @@ def sample_adaptive(
     Reference:
         Song et al. 2021, arXiv:2011.13456, section 4.3; Kidger 2021, arXiv:2202.02435 (diffrax).
     """
-    diffrax = _diffrax()
-    choose("method of sample_adaptive", method, METHODS)
-    choose("adjoint of sample_adaptive", adjoint, ADJOINTS)
     check_floating("x", x)
     denoise = as_denoise(denoise, schedule)
-    if has_own_noise(denoise) or has_memory(denoise, x):
-        raise ValueError(
-            "sample_adaptive: CFG++ has no ODE, nor have denoisers with a memory, as APG with momentum; use sample"
-        )
+    check_has_flow("sample_adaptive", denoise, x)
     if sde and key is None:
         raise ValueError("sample_adaptive: the reverse SDE draws noise: give a key, jax.random.key(seed)")
     t_min, t_max = ends_of("sample_adaptive", schedule, t_min, t_max)
-    by_log_snr = sde or schedule.has_kinks
-    if by_log_snr:
-        start, stop = jnp.maximum(log_snr(schedule, t_max), CLOCK_START), log_snr(schedule, t_min)
-    else:
-        start, stop = -t_max, -t_min  # a clock that rises
-    start, stop = start.astype(x.dtype), stop.astype(x.dtype)
-    # at high noise x hardly moves in log-SNR, and a guess from that would step over everything
-    first = (stop - start) / 50 if by_log_snr else None
     keys = None if key is None else each(key, x.shape[0])
-    if varying(x, keys, denoise, schedule):
-        raise ValueError(
-            "sample_adaptive: diffrax's loops fail jax.shard_map's check of what varies over the mesh; "
-            "make the shard_map with check_vma=False, or give jax.jit an x that is sharded"
-        )
+    check_solve("sample_adaptive", method, adjoint, x, keys, denoise, schedule)
+    along = stretch(schedule, t_max, t_min, x.dtype, by_log_snr=sde)
 
-    def place(clock, schedule):
-        """t, and the derivatives of alpha and sigma by the clock."""
-        one = (jnp.ones_like(clock),)
-        if schedule.has_kinks:  # in log-SNR the path has no kinks: alpha^2 = scale^2 sigmoid(log-SNR)
+    def drift(clock, row, context):
+        denoise, schedule, _ = context
+        x_t = row.reshape(1, *x.shape[1:])
+        return velocity(denoise, schedule, x_t, clock, along.by_log_snr, sde=sde).reshape(-1)
 
-            def on_the_clock(c):
-                t = time_of(schedule, c)
-                scale = jnp.hypot(schedule.alpha(t), schedule.sigma(t))
-                return scale * jnp.sqrt(jax.nn.sigmoid(c)), scale * jnp.sqrt(jax.nn.sigmoid(-c))
-
-            return time_of(schedule, clock), jax.jvp(on_the_clock, (clock,), one)[1]
-        t = time_of(schedule, clock) if by_log_snr else -clock
-        speed = jax.jvp(lambda c: time_of(schedule, c), (clock,), one)[1] if by_log_snr else -one[0]
-        return t, tuple(derivative(f, t) * speed for f in (schedule.alpha, schedule.sigma))
-
-    def drift(clock, y, context):
-        denoise, schedule = context
-        t, speeds = place(clock, schedule)
-        y = y.reshape(1, *x.shape[1:])
-        x0, eps, _ = denoise.predict(y, t)
-        of_x0, of_eps = (expand(speed, y) for speed in speeds)
-        if sde:  # in log-SNR g is sigma: half of g^2 score more than the flow
-            of_eps = of_eps - 0.5 * expand(schedule.sigma(t), y)
-        return (of_x0 * x0 + of_eps * eps).reshape(-1)
-
-    def one(row, key, context):
-        terms, solver = diffrax.ODETerm(drift), getattr(diffrax, METHODS[method][0])()
-        control = diffrax.PIDController(rtol=rtol, atol=atol)
-        if sde:
-            terms, solver, control = _stochastic(diffrax, terms, row, key, start, stop, rtol, atol)
-        out = diffrax.diffeqsolve(
-            terms, solver, start, stop, first, row.reshape(-1), context,
-            stepsize_controller=control, adjoint=ADJOINTS[adjoint](diffrax), max_steps=max_steps, throw=False,
-        )  # fmt: skip
-        stats, arrived = out.stats, out.result == diffrax.RESULTS.successful
-        return out.ys[0].reshape(row.shape), stats["num_steps"], stats["num_rejected_steps"], arrived
-
-    axes = row_axes(denoise, x.shape[0])  # each sample must meet its own label
-    rows = jax.tree.map(lambda leaf, axis: leaf[:, None] if axis == 0 else leaf, denoise, axes)
-    y, steps, rejected, arrived = jax.vmap(one, (0, None if keys is None else 0, (axes, None)))(
-        x, keys, (rows, schedule)
-    )
+    equation = _reverse_sde(along, rtol, atol) if sde else adaptive(method, rtol, atol)
+    flat = x.reshape(x.shape[0], -1)
+    out = solve(denoise, schedule, flat, keys, drift, along, equation=equation, adjoint=adjoint, max_steps=max_steps)
     _, each_step, before = (None, 2, 1) if sde else METHODS[method]
-    info = AdaptiveInfo(each_step * steps + before + 1, steps, rejected, arrived)
-    return denoise(y, t_min), info
+    info = AdaptiveInfo(each_step * out.steps + before + 1, out.steps, out.rejected, out.success)
+    return denoise(out.state.reshape(x.shape), t_min), info
 
 
-def _diffrax():
-    with needs("jdiff.sample_adaptive needs", "adaptive"):
-        import diffrax
-    return diffrax
+def _reverse_sde(along: Stretch, rtol, atol):
+    """The `equation` of the reverse SDE, whose noise is additive in log-SNR."""
 
+    def equation(diffrax, drift, row, key):
+        import lineax
 
-def _stochastic(diffrax, drift, row, key, start, stop, rtol, atol):
-    """(terms, solver, controller) of the reverse SDE of one sample, whose noise is additive in this clock."""
-    import lineax
+        def diffusion(clock, y, context):
+            _, schedule, _ = context
+            g = schedule.sigma(time_of(schedule, clock))
+            return lineax.DiagonalLinearOperator(jnp.full(y.shape, g.astype(y.dtype)))
 
-    def diffusion(clock, y, context):
-        _, schedule = context
-        g = schedule.sigma(time_of(schedule, clock))
-        return lineax.DiagonalLinearOperator(jnp.full(y.shape, g.astype(y.dtype)))
+        path = diffrax.VirtualBrownianTree(
+            along.start, along.stop, 1e-4, jax.ShapeDtypeStruct(row.shape, row.dtype), key, diffrax.SpaceTimeLevyArea
+        )
+        # Foster 2020 and diffrax's advice: gentler control for rough paths
+        control = diffrax.PIDController(rtol=rtol, atol=atol, pcoeff=0.1, icoeff=0.3, dtmin=2e-3, force_dtmin=True)
+        return diffrax.MultiTerm(drift, diffrax.ControlTerm(diffusion, path)), diffrax.ShARK(), control
 
-    path = diffrax.VirtualBrownianTree(
-        start, stop, 1e-4, jax.ShapeDtypeStruct((row.size,), row.dtype), key, diffrax.SpaceTimeLevyArea
-    )
-    # Foster 2020 and diffrax's advice: gentler control for rough paths
-    control = diffrax.PIDController(rtol=rtol, atol=atol, pcoeff=0.1, icoeff=0.3, dtmin=2e-3, force_dtmin=True)
-    return diffrax.MultiTerm(drift, diffrax.ControlTerm(diffusion, path)), diffrax.ShARK(), control
+    return equation
