@@ -23,7 +23,19 @@ from jdiff.process.prediction import Denoise, Prediction, as_denoise
 from jdiff.process.schedules import EDM, VE, VP, Cosine, Flow, SubVP
 from jdiff.process.shifted import Shifted
 from jdiff.process.table import Discrete
-from jdiff.sampling import invert, progress, sample, sample_adaptive, sample_parallel
+from jdiff.sampling import (
+    bits_per_dim,
+    decode,
+    dequantize,
+    encode,
+    invert,
+    log_likelihood,
+    many_draws,
+    progress,
+    sample,
+    sample_adaptive,
+    sample_parallel,
+)
 from jdiff.train import ema, optim, parallel
 
 if TYPE_CHECKING:
@@ -34,10 +46,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "adapt", "as_denoise", "BatchKey", "betas", "BrownianTree", "conditioning", "convert", "Cosine",
-    "coupling", "create_model", "Denoise", "denoiser", "discrete", "Discrete", "EDM", "ema", "eps_from",
-    "Flow", "forward", "grid", "guidance", "invert", "levels", "list_models", "log_snr", "losses",
-    "models", "Noun", "noun", "optim", "oracle", "parallel", "per_sample", "posterior", "Prediction", "prior",
+    "adapt", "as_denoise", "BatchKey", "betas", "bits_per_dim", "BrownianTree", "conditioning", "convert", "Cosine",
+    "coupling", "create_model", "decode", "Denoise", "denoiser", "dequantize", "discrete", "Discrete", "EDM", "ema", "encode", "eps_from",
+    "Flow", "forward", "grid", "guidance", "invert", "levels", "list_models", "log_likelihood", "log_snr", "losses",
+    "many_draws", "models", "Noun", "noun", "optim", "oracle", "parallel", "per_sample", "posterior", "Prediction", "prior",
     "progress", "q_posterior", "q_sample", "register_model", "sample", "sample_adaptive", "sample_parallel",
     "Schedule", "schedule", "schedules", "sde", "Shifted", "solvers", "static", "SubVP", "targets", "time_of",
     "train", "VE", "VP", "weights",

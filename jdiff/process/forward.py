@@ -138,14 +138,36 @@ def prior(schedule: Schedule, key, shape, t=1.0, *, mean=0.0, std=0.0, dtype=jnp
     check_time(t, t)
     if np.ndim(shape) != 1 or not all(isinstance(size, (int, np.integer)) and size >= 0 for size in shape):
         raise ValueError(f"prior: shape is {shape}; expected the sizes of the axes, (B, ...)")
-    for name, value in dict(mean=mean, std=std).items():
-        if jnp.shape(value) not in ((), tuple(shape[1:])):
-            raise ValueError(f"prior: {name} has shape {jnp.shape(value)}; expected () or {tuple(shape[1:])}")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"prior: dtype is {jnp.dtype(dtype)}; noise is floating, as float32")
+    centre, scale = moments_at("prior", schedule, shape, t, mean, std, dtype)
+    noise = normal(key, shape, dtype)
+    return centre[None] + scale[None] * noise
+
+
+def moments_at(verb: str, schedule: Schedule, shape, t, mean, std, dtype) -> tuple[Array, Array]:
+    """The moments of x_t given those of the data: (alpha_t mean, (alpha_t^2 std^2 + sigma_t^2)^(1/2)).
+
+    Args:
+        verb: who asks, for the message.
+        schedule: the noise schedule.
+        shape: of a batch, (B, ...).
+        t: one time.
+        mean: the mean of the data, a number or an array of `shape[1:]`.
+        std: the standard deviation of the data, likewise.
+        dtype: of the result, floating.
+
+    Returns:
+        (mean, standard deviation), each of `shape[1:]`.
+
+    Raises:
+        ValueError: for moments of another shape.
+    """
+    for name, value in dict(mean=mean, std=std).items():
+        if jnp.shape(value) not in ((), tuple(shape[1:])):
+            raise ValueError(f"{verb}: {name} has shape {jnp.shape(value)}; expected () or {tuple(shape[1:])}")
     t = as_time(t)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     centre = (alpha * jnp.asarray(mean, t.dtype)).astype(dtype)
     scale = jnp.sqrt((alpha * jnp.asarray(std, t.dtype)) ** 2 + sigma**2).astype(dtype)
-    noise = normal(key, shape, dtype)
-    return jnp.broadcast_to(centre, shape[1:])[None] + jnp.broadcast_to(scale, shape[1:])[None] * noise
+    return jnp.broadcast_to(centre, shape[1:]), jnp.broadcast_to(scale, shape[1:])

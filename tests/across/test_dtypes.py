@@ -63,6 +63,8 @@ TAKES_X = {
     "invert": lambda x: jdiff.invert(solvers.DDIM(), DENOISE, SCHEDULE, x, TIMES),
     "sample_parallel": lambda x: jdiff.sample_parallel(solvers.DDIM(), DENOISE, SCHEDULE, x, TIMES),
     "sample_adaptive": lambda x: jdiff.sample_adaptive(DENOISE, SCHEDULE, x),
+    "log_likelihood": lambda x: jdiff.log_likelihood(DENOISE, SCHEDULE, x, jax.random.key(0)),
+    "encode": lambda x: jdiff.encode(DENOISE, SCHEDULE, x),
     "denoising loss": lambda x: losses.denoising(
         network, (), jax.random.key(0), x, schedule=SCHEDULE, target=targets.V()
     ),

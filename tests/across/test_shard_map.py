@@ -151,6 +151,7 @@ def test_adaptive_steps_without_the_check():
     "name, verb",
     {
         "sample_adaptive": lambda x, *_: jdiff.sample_adaptive(DENOISE, SCHEDULE, x)[0],
+        "log_likelihood": lambda x, keys, _: jdiff.log_likelihood(DENOISE, SCHEDULE, x, keys)[0],
         "Assignment": lambda x, *_: jdiff.coupling.Assignment()(jax.random.key(0), x, x),
     }.items(),
 )

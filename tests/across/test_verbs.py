@@ -93,6 +93,9 @@ ROWS: dict[str, Callable[[Given], Any]] = {
     "eps_from": lambda g: jdiff.eps_from(g.schedule, g.x, g.y, g.t),
     "log_snr": lambda g: jdiff.log_snr(g.schedule, g.t),
     "time_of": lambda g: jdiff.time_of(g.schedule, jdiff.log_snr(g.schedule, g.t)),
+    "forward.moments_at": lambda g: (
+        jdiff.forward.moments_at("mine", g.schedule, g.x.shape, 0.9, 0.1 * g.w, g.w, g.x.dtype)[1][None] + 0 * g.x
+    ),
     "forward.rates": lambda g: jdiff.forward.rates(g.schedule, g.t, g.x),
     "forward.fresh_noise": lambda g: jdiff.forward.fresh_noise(g.schedule, g.t, g.s),
     "as_denoise": lambda g: jdiff.as_denoise(lambda x, t: g.w * x, g.schedule).predict(g.x, g.t)[:2],
@@ -139,6 +142,9 @@ ROWS: dict[str, Callable[[Given], Any]] = {
     "posterior.twisted": lambda g: posterior.twisted(g.denoise, lambda x0: -g.w * (x0**4).sum(1))(g.x, g.t),
     "posterior.likelihood": lambda g: posterior.likelihood(OBSERVED, g.y[:, :1], g.w)(g.x),
     "posterior.adjoint": lambda g: posterior.adjoint(lambda x: g.w * x[:, :1], g.y[:, :1], g.x.shape),
+    "dequantize": lambda g: jdiff.dequantize(g.keys, g.label),
+    "bits_per_dim": lambda g: jdiff.bits_per_dim(g.w * g.x[:, 0], (2,)),
+    "many_draws": lambda g: jdiff.many_draws(g.w * g.x.T),
     "sample": lambda g: jdiff.sample(solvers.DDIM(0.5), g.denoise, g.schedule, g.x, g.times, g.keys),
     "invert": lambda g: jdiff.invert(solvers.DDIM(), g.denoise, g.schedule, g.x, g.times),
     "sample_parallel": lambda g: jdiff.sample_parallel(
@@ -169,12 +175,17 @@ WHOLE: dict[str, Callable[[Given], Any]] = {
     "ema.power": lambda g: ema.power(0.1)(g.w),
     "ema.update": lambda g: ema.update({"a": g.x[:1] * 0}, {"a": g.w + g.x[:1] * 0}, 0.9),
 }
-FORWARD_MODE_ONLY = ("sample_parallel", "sample_adaptive", "grid.optimize")  # loops without reverse mode
+# loops without reverse mode
+FORWARD_MODE_ONLY = ("sample_parallel", "sample_adaptive", "log_likelihood", "encode", "decode", "grid.optimize")
+SHORT = dict(t_min=0.5, method="heun", adjoint="forward", max_steps=8, rtol=1e-2, atol=1e-2)
 # diffrax has its own loops: a program of its own
 ADAPTIVE: dict[str, Callable[[Given], Any]] = {
-    "sample_adaptive": lambda g: jdiff.sample_adaptive(
-        g.denoise, g.schedule, g.x, t_min=0.5, method="heun", adjoint="forward", max_steps=8
+    "sample_adaptive": lambda g: jdiff.sample_adaptive(g.denoise, g.schedule, g.x, **SHORT)[0],
+    "log_likelihood": lambda g: jdiff.log_likelihood(
+        g.denoise, g.schedule, g.x, g.keys, probes=2, mean=0.1 * g.w, std=g.w, **SHORT
     )[0],
+    "encode": lambda g: jdiff.encode(g.denoise, g.schedule, g.x, **SHORT)[0],
+    "decode": lambda g: jdiff.decode(g.denoise, g.schedule, g.x, **SHORT)[0],
 }
 TABLES = {"most": ROWS | WHOLE, "adaptive": ADAPTIVE}
 in_both_tables = pytest.mark.parametrize("table", ["most", pytest.param("adaptive", marks=pytest.mark.slow)])
