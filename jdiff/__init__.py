@@ -12,7 +12,7 @@ from jdiff.core.brownian import BrownianTree
 from jdiff.core.keys import BatchKey
 from jdiff.core.pytrees import Noun, noun, per_sample, static
 from jdiff.denoisers import adapt, conditioning, denoiser, targets
-from jdiff.losses import coupling, levels, weights
+from jdiff.losses import coupling, levels, variational_bound, weights
 from jdiff.models import create_model, list_models, register_model
 from jdiff.process import betas, forward, grid, oracle, schedules, sde
 from jdiff.process.betas import discrete
@@ -46,13 +46,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "adapt", "as_denoise", "BatchKey", "betas", "bits_per_dim", "BrownianTree", "conditioning", "convert", "Cosine",
-    "coupling", "create_model", "decode", "Denoise", "denoiser", "dequantize", "discrete", "Discrete", "EDM", "ema", "encode", "eps_from",
-    "Flow", "forward", "grid", "guidance", "invert", "levels", "list_models", "log_likelihood", "log_snr", "losses",
-    "many_draws", "models", "Noun", "noun", "optim", "oracle", "parallel", "per_sample", "posterior", "Prediction", "prior",
-    "progress", "q_posterior", "q_sample", "register_model", "sample", "sample_adaptive", "sample_parallel",
-    "Schedule", "schedule", "schedules", "sde", "Shifted", "solvers", "static", "SubVP", "targets", "time_of",
-    "train", "VE", "VP", "weights",
+    "adapt", "as_denoise", "BatchKey", "betas", "bits_per_dim", "BrownianTree", "conditioning", "convert",
+    "Cosine", "coupling", "create_model", "decode", "Denoise", "denoiser", "dequantize", "discrete", "Discrete",
+    "EDM", "ema", "encode", "eps_from", "Flow", "forward", "grid", "guidance", "invert", "levels",
+    "list_models", "log_likelihood", "log_snr", "losses", "many_draws", "models", "Noun", "noun", "optim",
+    "oracle", "parallel", "per_sample", "posterior", "Prediction", "prior", "progress", "q_posterior",
+    "q_sample", "register_model", "sample", "sample_adaptive", "sample_parallel", "Schedule", "schedule",
+    "schedules", "sde", "Shifted", "solvers", "static", "SubVP", "targets", "time_of", "train",
+    "variational_bound", "VE", "VP", "weights",
 ]  # fmt: skip
 
 LAZY = ("config", "data", "metrics", "runs")  # folders that bring heavier libraries along, when they are first named

@@ -75,7 +75,7 @@ def terms_of(prediction: Prediction, schedule: Schedule, x0: Array, t, *, v: Num
     knot = as_time(1 / T)
     small = safe_log(fresh_noise(schedule, 2 * knot, knot)).astype(x0.dtype)  # log of the small variance over beta_1
     log_std = safe_log(schedule.sigma(knot)).astype(x0.dtype) + 0.5 * (1 - v_first) * small
-    nats = jnp.where(expand(first, away) > 0, _negative_log_likelihood(x0, away, log_std, bins), kl)
+    nats = jnp.where(expand(first, away) > 0, negative_log_likelihood(x0, away, log_std, bins), kl)
     return jnp.mean(nats, axis=tuple(range(1, x0.ndim))) / math.log(2)
 
 
@@ -110,8 +110,8 @@ def table_length(name: str, schedule: Schedule) -> int:
     return schedule.log_nsr.shape[-1]
 
 
-def _negative_log_likelihood(x0, away, log_std, bins) -> Array:
-    """-log p of each number of x_0 under N(x_0 - away, std^2), in nats, like x0."""
+def negative_log_likelihood(x0, away, log_std, bins) -> Array:
+    """-log p of each number of x_0 under N(x_0 - away, std^2), of its bin if there are bins, in nats, like x0."""
     log_std = jnp.broadcast_to(log_std, away.shape)
     if bins is None:
         return 0.5 * jnp.exp(-2 * log_std) * away**2 + log_std + 0.5 * math.log(2 * math.pi)

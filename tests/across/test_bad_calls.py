@@ -534,6 +534,21 @@ CALLS = [
     (lambda: jdiff.log_likelihood(D, VP, X, K, method="rk45"), "unknown method of log_likelihood 'rk45'; one of tsit5"),
     (lambda: jdiff.encode(D, VP, X, t_min=0.5, t_max=0.4), "encode: times must satisfy 0.001 <= t_min < t_max on VP"),
     (lambda: jdiff.decode(D, VP, X, adjoint="none"), "unknown adjoint of decode 'none'; one of checkpoint"),
+    (lambda: jdiff.variational_bound(D, VP, X, 3), "key is 3; expected a PRNG key: jax.random.key(seed)"),
+    (
+        lambda: jdiff.variational_bound(D, VP, X, K, samples=0),
+        "variational_bound: samples is how many draws a bound has, from 1 on; got 0",
+    ),
+    (lambda: jdiff.variational_bound(D, VP, X, K, sigma_data=0), "variational_bound: sigma_data must be positive"),
+    (lambda: jdiff.variational_bound(D, VP, X.astype(int), K), "x0 is int32; expected a floating array"),
+    (
+        lambda: jdiff.variational_bound(D, VP, X, K, std=np.ones(3)),
+        "variational_bound: std has shape (3,); expected ()",
+    ),
+    (
+        lambda: jdiff.variational_bound(lambda x, t: x, TABLE, X, K, t_min=0.5),
+        "the bound of a table goes over all its knots; leave t_min and t_max out",
+    ),
     (lambda: jdiff.dequantize(K, X), "dequantize: images are float32(3, 2); expected integers (B, ...), from 0 to"),
     (lambda: jdiff.dequantize(3, X.astype(int)), "key is 3; expected a PRNG key: jax.random.key(seed)"),
     (

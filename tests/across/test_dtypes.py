@@ -65,6 +65,7 @@ TAKES_X = {
     "sample_adaptive": lambda x: jdiff.sample_adaptive(DENOISE, SCHEDULE, x),
     "log_likelihood": lambda x: jdiff.log_likelihood(DENOISE, SCHEDULE, x, jax.random.key(0)),
     "encode": lambda x: jdiff.encode(DENOISE, SCHEDULE, x),
+    "variational_bound": lambda x: jdiff.variational_bound(DENOISE, SCHEDULE, x, jax.random.key(0)),
     "denoising loss": lambda x: losses.denoising(
         network, (), jax.random.key(0), x, schedule=SCHEDULE, target=targets.V()
     ),

@@ -117,6 +117,9 @@ ROWS: dict[str, Callable[[Given], Any]] = {
     "losses.loss_aware": aware,
     "losses.vlb_terms": lambda g: losses.vlb_terms(lambda x, t: g.w * x, g.knots, g.x, g.y, jnp.round(10 * g.t) / 10),
     "losses.vlb_prior": lambda g: losses.vlb_prior(g.knots, g.w * g.x),
+    "variational_bound": lambda g: jdiff.variational_bound(
+        lambda x, t: g.w * x, g.knots, g.x, g.keys, samples=2, std=g.w
+    )[0],
     "guidance.cfg": lambda g: jdiff.guidance.cfg(g.denoise, lambda x, t: 0.5 * x, g.w)(g.x, g.t),
     "guidance.autoguidance": lambda g: jdiff.guidance.autoguidance(g.denoise, lambda x, t: 0.5 * x, g.w)(g.x, g.t),
     "guidance.apg": lambda g: jdiff.guidance.apg(g.denoise, lambda x, t: 0.5 * x, g.w, limit=g.w)(g.x, g.t),
