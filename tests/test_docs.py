@@ -25,7 +25,11 @@ def examples(path: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "path", ["README.md", *(f"docs/{page}.md" for page in ("guidance", "likelihood", "networks", "own", "posterior"))]
+    "path",
+    [
+        "README.md",
+        *(f"docs/{page}.md" for page in ("guidance", "likelihood", "metrics", "networks", "own", "posterior")),
+    ],
 )
 def test_examples_run(path, monkeypatch, tmp_path):
     """One after the other, as a reader would; those of published files, which are not here, are left out."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from jdiff.core.extras import needs
 from jdiff.core.files import write
+from jdiff.metrics import RankHistogram, TarpCoverage
 from jdiff.runs.search import Choices, Range
 
 TILE, LARGEST = 64, 6000  # pixels: the least height of an image in a grid, the largest side of a picture
@@ -195,6 +196,55 @@ def plane_figure(path, forward, backward, losses=None) -> None:
         axes.set_xlabel("step", fontsize=9)
         axes.set_ylabel("loss", fontsize=9)
         axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    write(path, lambda file: figure.savefig(file, format="png"))
+
+
+def calibration_figure(path, ranks: RankHistogram, coverage: TarpCoverage | None = None, names=None) -> None:
+    """Write the figure of a posterior's calibration: a rank histogram for each number of theta, and TARP's coverage.
+
+    What a calibrated sampler shows lies within the shaded bands.
+
+    Args:
+        path: where to, a .png.
+        ranks: of `metrics.rank_histogram`.
+        coverage: of `metrics.tarp_coverage`, or None.
+        names: of the numbers of theta; theta 1, theta 2, ... if None.
+
+    Raises:
+        ValueError: there are not as many names as histograms.
+        MissingExtra: Matplotlib is not installed.
+    """
+    with needs("figures need"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+    D, bins = ranks.counts.shape
+    names = [f"theta {i + 1}" for i in range(D)] if names is None else list(names)
+    if len(names) != D:
+        raise ValueError(f"calibration_figure: {len(names)} names for {D} histograms")
+    panels = D + (coverage is not None)
+    figure = Figure(figsize=(2.7 * panels, 2.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panes = np.atleast_1d(figure.subplots(1, panels))
+    for axes, name, counts in zip(panes, names, ranks.counts, strict=False):
+        axes.axhspan(ranks.low, ranks.high, color=FAINT, alpha=0.35, linewidth=0)
+        axes.bar((np.arange(bins) + 0.5) / bins, counts, width=0.9 / bins, color=ACCENT)
+        axes.axhline(ranks.expected, color=INK, linewidth=0.8)
+        axes.set_xlabel(f"rank of {name}", fontsize=9, color=INK)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.1 * max(counts.max(), ranks.high))
+    panes[0].set_ylabel("simulations", fontsize=9, color=INK)
+    if coverage is not None:
+        axes = panes[-1]
+        axes.fill_between(coverage.level, coverage.low, coverage.high, color=FAINT, alpha=0.35, linewidth=0)
+        axes.plot(coverage.level, coverage.level, color=INK, linewidth=0.8)
+        axes.plot(coverage.level, coverage.coverage, color=ACCENT, linewidth=1.6)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.set_xlabel("level", fontsize=9, color=INK)
+        axes.set_ylabel("coverage", fontsize=9, color=INK)
+    for axes in panes:
+        axes.tick_params(labelsize=7, color="#d5dbe1", labelcolor=INK)
         axes.spines[["top", "right"]].set_visible(False)
     write(path, lambda file: figure.savefig(file, format="png"))
 

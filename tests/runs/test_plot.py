@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jdiff import metrics
 from jdiff.runs import plot
 
 
@@ -99,3 +100,20 @@ def test_a_picture_has_a_largest_size(tmp_path):
 
 def test_columns_are_about_as_many_as_rows():
     assert [plot.near_square(n) for n in (1, 7, 8, 9, 100, 500)] == [1, 7, 8, 3, 10, 23]
+
+
+def test_calibration_figure_has_a_pane_for_each_number(tmp_path):
+    from PIL import Image
+
+    ranks = np.random.default_rng(0).integers(0, 10, (200, 2))
+    histogram = metrics.rank_histogram(ranks, 9)
+    coverage = metrics.tarp_coverage(*(np.zeros(shape) for shape in ((4, 1), (4, 9, 1))))
+    plot.calibration_figure(tmp_path / "two.png", histogram)
+    plot.calibration_figure(tmp_path / "three.png", histogram, coverage, ["mass", "radius"])
+    sizes = []
+    for name in ("two", "three"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            sizes.append(picture.size)
+    assert sizes[1][0] == pytest.approx(1.5 * sizes[0][0], abs=2) and sizes[0][1] == sizes[1][1]
+    with pytest.raises(ValueError, match="1 names for 2 histograms"):
+        plot.calibration_figure(tmp_path / "x.png", histogram, names=["mass"])
