@@ -76,8 +76,8 @@ def test_the_nearest_neighbour_tells_on_copies():
 @pytest.mark.slow
 def test_a_classifier_tells_them_apart():
     real, fakes = digits()
-    right = {done: metrics.classifier_two_sample(real, fake, folds=3).value for done, fake in fakes.items()}
-    assert abs(right["held"] - 0.5) < 0.06 and right["memorised"] < 0.55, right
+    right = {done: metrics.classifier_two_sample(real[:400], fake[:400], folds=2).value for done, fake in fakes.items()}
+    assert abs(right["held"] - 0.5) < 0.08 and right["memorised"] < 0.58, right
     assert right["noise"] > 0.9 and right["blur"] > 0.9 and right["dropped"] > 0.6, right
 
 
