@@ -25,6 +25,7 @@ class Architecture:
         settings: what `load` takes beside the fields of the module.
         one_spelling: settings -> settings: what can be said in several words, said in one.
         folder: path -> path: where the files lie within the path that was given.
+        source: where the one published file is to be had, for whoever has not got it.
     """
 
     select: Callable[[dict, dict], dict]
@@ -36,3 +37,4 @@ class Architecture:
     settings: tuple[str, ...] = ()
     one_spelling: Callable[[dict], dict] = _unchanged
     folder: Callable[[Path], Path] = _unchanged
+    source: str = ""

@@ -51,16 +51,16 @@ def table(module: ResNet) -> list[Entry]:
     """
     if module.noise:
         raise ValueError("torchvision's ResNet has no noise level; noise must be False")
-    lines = _layer(("conv_in",), "conv1") + _norm(("norm_in",), "bn1") + dense(("out",), "fc")
+    lines = _layer(("conv_in",), "conv1") + norm_with_statistics(("norm_in",), "bn1") + dense(("out",), "fc")
     for stage, depth in enumerate(module.depths):
         for i in range(depth):
             ours, theirs = f"stage_{stage}_{i}", f"layer{stage + 1}.{i}"
             for k in range(3 if module.bottleneck else 2):
                 lines += _layer((ours, f"conv_{k}"), f"{theirs}.conv{k + 1}")
-                lines += _norm((ours, f"norm_{k}"), f"{theirs}.bn{k + 1}")
+                lines += norm_with_statistics((ours, f"norm_{k}"), f"{theirs}.bn{k + 1}")
             if i == 0 and (stage or module.bottleneck):
                 lines += _layer((ours, "conv_skip"), f"{theirs}.downsample.0")
-                lines += _norm((ours, "norm_skip"), f"{theirs}.downsample.1")
+                lines += norm_with_statistics((ours, "norm_skip"), f"{theirs}.downsample.1")
     return lines
 
 
@@ -83,7 +83,8 @@ def _layer(path, name):
     return conv(path, name, bias=False)
 
 
-def _norm(path, name):
+def norm_with_statistics(path, name):
+    """The entries of a batch norm."""
     names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     kind = {"scale": "params", "bias": "params", "mean": "batch_stats", "var": "batch_stats"}
     return [Entry((kind[ours], *path, ours), f"{name}.{theirs}", AS_IS) for ours, theirs in names.items()]

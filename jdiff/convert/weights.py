@@ -15,7 +15,16 @@ from jdiff.convert.table import Mismatch, to_tensors, to_variables
 from jdiff.core.files import write as write_whole
 from jdiff.core.names import choose, did_you_mean
 
-ARCHITECTURES = ("adm", "diffusers", "dit", "edm", "edm2", "resnet", "score_sde")  # each a file of this folder
+ARCHITECTURES = (
+    "adm",
+    "diffusers",
+    "dit",
+    "edm",
+    "edm2",
+    "inception",
+    "resnet",
+    "score_sde",
+)  # each a file of this folder
 
 
 def load(path: str | Path, architecture: str, **overrides) -> tuple[Any, dict]:
@@ -39,7 +48,12 @@ def load(path: str | Path, architecture: str, **overrides) -> tuple[Any, dict]:
     kind = _architecture(architecture)
     _check_overrides(kind, architecture, overrides)
     overrides = kind.one_spelling(overrides)
-    content, config = files.read(kind.folder(Path(path)))
+    try:
+        content, config = files.read(kind.folder(Path(path)))
+    except FileNotFoundError as error:
+        if kind.source:
+            raise FileNotFoundError(f"{path} is not there; get {kind.source}") from error
+        raise
     try:
         tensors = kind.select(content, config | overrides)
         module = kind.build(tensors, config, **overrides)

@@ -13,15 +13,16 @@ from jdiff.metrics.distances import (
     nearest_distance,
     sliced_wasserstein,
 )
+from jdiff.metrics.inception import Inception
 from jdiff.metrics.judge import Judge, fit_judge, load_judge, save_judge
 from jdiff.metrics.moments import Moments, read_statistics, write_statistics
 from jdiff.metrics.neighbours import density_coverage, precision_recall
 
 __all__ = [
-    "Judge", "Moments", "RankHistogram", "TarpCoverage", "classifier_two_sample", "density_coverage", "energy_distance",
-    "fit_judge", "frechet", "frechet_bias", "frechet_distance", "frechet_of", "inception_score", "kernel_distance",
-    "load_judge", "mmd", "nearest_distance", "precision_recall", "rank_histogram", "read_statistics", "save_judge",
-    "sbc_ranks", "sliced_wasserstein", "tarp_coverage", "write_statistics",
+    "Inception", "Judge", "Moments", "RankHistogram", "TarpCoverage", "classifier_two_sample", "density_coverage",
+    "energy_distance", "fit_judge", "frechet", "frechet_bias", "frechet_distance", "frechet_of", "inception_score",
+    "kernel_distance", "load_judge", "mmd", "nearest_distance", "precision_recall", "rank_histogram",
+    "read_statistics", "save_judge", "sbc_ranks", "sliced_wasserstein", "tarp_coverage", "write_statistics",
 ]  # fmt: skip
 
 

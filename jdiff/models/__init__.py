@@ -8,6 +8,7 @@ from jdiff.models.attention import SelfAttention
 from jdiff.models.conv import Conv, conv
 from jdiff.models.dit import DiT
 from jdiff.models.edm2 import EDM2UNet, normalize_weights
+from jdiff.models.inception import InceptionV3
 from jdiff.models.mlp import MLP, StepMLP
 from jdiff.models.receptive import receptive_field, receptive_field_of
 from jdiff.models.registry import (
@@ -28,8 +29,8 @@ from jdiff.models.unet import UNet
 from jdiff.models.vit import ViT
 
 __all__ = [
-    "Conv", "DiT", "EDM2UNet", "MLP", "MODELS", "ResNet", "SelfAttention", "StepMLP", "Tag", "TextEncoder",
-    "Training", "UNet", "ViT", "conv", "create_model", "list_models", "model_arguments", "normalize_weights",
+    "Conv", "DiT", "EDM2UNet", "InceptionV3", "MLP", "MODELS", "ResNet", "SelfAttention", "StepMLP", "Tag",
+    "TextEncoder", "Training", "UNet", "ViT", "conv", "create_model", "list_models", "model_arguments", "normalize_weights",
     "receptive_field", "receptive_field_of", "register_model", "register_tag", "summary", "tag_of", "tokenize",
 ]  # fmt: skip
 

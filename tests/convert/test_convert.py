@@ -20,7 +20,7 @@ from jdiff import convert
 from jdiff.convert import Mismatch, diffusers, dit, files, resnet, weights
 from jdiff.convert.table import AS_IS, CONV, DENSE, Entry, Layout, dense, norm, to_tensors, to_variables
 from jdiff.convert.table import conv as conv_entries
-from jdiff.models import ResNet
+from jdiff.models import InceptionV3, ResNet
 from jdiff.models.dit import DiT
 from jdiff.models.edm2 import EDM2UNet
 from jdiff.models.unet import UNet
@@ -283,6 +283,7 @@ KINDS = {
     "dit": DiT(width=16, depth=1, heads=2, patch=2, num_classes=3, channels=4, label_scale=1.0),
     "edm": UNet(**SONG | dict(channels=32, multipliers=(1, 2), blocks=1, pyramid_in="residual", augment_dim=9)),
     "edm2": EDM2UNet(channels=32, multipliers=(1, 2), blocks=1, attention=(1,), resolution=8, in_channels=3),
+    "inception": InceptionV3(num_classes=3),
     "resnet": MODULE,
     "score_sde": UNet(**DDPM | dict(channels=32, multipliers=(1, 2), blocks=1, decoder_attention="last")),
 }
