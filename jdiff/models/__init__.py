@@ -30,8 +30,9 @@ from jdiff.models.vit import ViT
 
 __all__ = [
     "Conv", "DiT", "EDM2UNet", "InceptionV3", "MLP", "MODELS", "ResNet", "SelfAttention", "StepMLP", "Tag",
-    "TextEncoder", "Training", "UNet", "ViT", "conv", "create_model", "list_models", "model_arguments", "normalize_weights",
-    "receptive_field", "receptive_field_of", "register_model", "register_tag", "summary", "tag_of", "tokenize",
+    "TextEncoder", "Training", "UNet", "ViT", "conv", "create_model", "list_models", "model_arguments",
+    "normalize_weights", "receptive_field", "receptive_field_of", "register_model", "register_tag", "summary",
+    "tag_of", "tokenize",
 ]  # fmt: skip
 
 

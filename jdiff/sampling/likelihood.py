@@ -135,11 +135,11 @@ def log_likelihood(
         raise ValueError('log_likelihood: probes are drawn: give a key, jax.random.key(seed), or trace="exact"')
     if not isinstance(probes, (int, np.integer)) or isinstance(probes, bool) or probes < 1:
         raise ValueError(f"log_likelihood: probes is how many a sample has, an integer from 1 on; got {probes!r}")
-    x, denoise = _checked("log_likelihood", denoise, schedule, x)
+    x, lifted = _checked("log_likelihood", denoise, schedule, x)
     t_min, t_max = ends_of("log_likelihood", schedule, t_min, t_max)
     shape, D = x.shape[1:], math.prod(x.shape[1:])
     drawn = None if exact else _draw(draw, key, (len(x), int(probes), D), x.dtype)
-    check_solve("log_likelihood", method, adjoint, x, drawn, denoise, schedule)
+    check_solve("log_likelihood", method, adjoint, x, drawn, lifted, schedule)
     along = stretch(schedule, t_min, t_max, x.dtype)
 
     def field(clock, state, context):
@@ -154,7 +154,7 @@ def log_likelihood(
 
     rows = x.reshape(len(x), D), jnp.zeros((len(x), 1 if exact else int(probes)), x.dtype)
     out = solve(
-        denoise, schedule, rows, drawn, field, along,
+        lifted, schedule, rows, drawn, field, along,
         equation=adaptive(method, rtol, atol, _norm), adjoint=adjoint, max_steps=max_steps,
     )  # fmt: skip
     latent, change = out.state[0].reshape(x.shape), D * out.state[1]

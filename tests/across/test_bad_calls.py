@@ -530,6 +530,10 @@ CALLS = [
     (lambda: jdiff.log_likelihood(D, VP, np.float32(1), K), "x is a float32; expected an array (B, ...)"),
     (lambda: jdiff.log_likelihood(D, VP, X[:, :1], K), "x0 has shape (1, 2) but x has (1, 1); they must be the same"),
     (lambda: jdiff.log_likelihood(D, jdiff.Flow(), X, K), "denoisers and samplers must have one schedule"),
+    (
+        lambda: jdiff.log_likelihood(guidance.cfg_pp(D, D, 0.5), VP, X, K),
+        "log_likelihood: CFG++ has no ODE, nor have denoisers with a memory, as APG with momentum; use sample",
+    ),
     (lambda: jdiff.log_likelihood(3, VP, X, K), "denoise is 3; expected a denoiser, or a function (x, t) ->"),
     (lambda: jdiff.log_likelihood(D, VP, X, K, method="rk45"), "unknown method of log_likelihood 'rk45'; one of tsit5"),
     (lambda: jdiff.encode(D, VP, X, t_min=0.5, t_max=0.4), "encode: times must satisfy 0.001 <= t_min < t_max on VP"),
