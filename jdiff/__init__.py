@@ -7,7 +7,7 @@ becomes `denoise(x_t, t) -> E[x_0 | x_t]`; a solver steps from t to s < t; `samp
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jdiff import convert, guidance, losses, models, posterior, solvers, train
+from jdiff import convert, export, guidance, losses, models, posterior, solvers, train
 from jdiff.core.brownian import BrownianTree
 from jdiff.core.keys import BatchKey
 from jdiff.core.pytrees import Noun, noun, per_sample, static

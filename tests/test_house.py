@@ -20,6 +20,7 @@ posterior
 sampling
 train
 convert data metrics
+export
 config
 runs
 commands

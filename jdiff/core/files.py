@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +36,37 @@ def write(path, fill: Callable[[BinaryIO], object]) -> None:
             temporary.unlink()
         if isinstance(error, OSError):
             raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+def write_folder(path, fill: Callable[[Path], object]) -> None:
+    """Let `fill(folder)` write the files of a new folder beside `path`, then rename the folder to `path`.
+
+    The bytes of the files are on the disk before the name is.
+
+    Args:
+        path: the folder; it may be there already if nothing is in it. Folders above it that are missing are made.
+        fill: writes files into the folder whose path it is given.
+
+    Raises:
+        OSError: the folder could not be written, or holds something already; the message names `path`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"tmp{secrets.token_hex(4)}")
+    try:
+        if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+            raise FileExistsError(f"{path} exists already; remove it, or name another folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        fill(temporary)
+        for file in temporary.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.strerror:
+            raise OSError(f"cannot write {path}: {error.strerror}") from error
         raise
 
 

@@ -263,6 +263,11 @@ def _hash(value) -> int:
     return hash(tuple(_hash(part) for part in value) if isinstance(value, tuple) else _content(value))
 
 
+def row_field(path: tuple) -> str | None:
+    """The name of the `per_sample` field that a leaf's path leads through, or None; outside of callables only."""
+    return next((key.name for key in path if isinstance(key, _Rows)), None)
+
+
 def row_axes(tree, n: int):
     """Where the rows of a tree are: the `in_axes` of a vmap over samples.
 
@@ -278,7 +283,7 @@ def row_axes(tree, n: int):
     """
 
     def axis(path, leaf):
-        field = next((key.name for key in path if isinstance(key, _Rows)), None)
+        field = row_field(path)
         if field is None or not jnp.ndim(leaf):
             return None
         if jnp.shape(leaf)[0] != n:

@@ -9,9 +9,11 @@ has a derivative rule of its own. Its transposes are again convolutions of the f
 kernel where that is possible, matrix products.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +31,27 @@ EXTRA_COLUMN = "extra_column"  # the named scope of convolutions that make one c
 recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
+_traced_for: contextvars.ContextVar[str | None] = contextvars.ContextVar("traced_for", default=None)
+
+
+@contextlib.contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """What is traced in the block is to run on `platform`, as "cpu" or "cuda", wherever it is traced."""
+    token = _traced_for.set(platform)
+    try:
+        yield
+    finally:
+        _traced_for.reset(token)
+
+
+def elsewhere() -> bool:
+    """Whether what is traced now may run on another machine, so that this one's devices say nothing about it."""
+    return _traced_for.get() is not None
+
+
 def on_cpu() -> bool:
     """Whether programs run on the CPU unless told otherwise."""
-    return jax.default_backend() == "cpu"
+    return (_traced_for.get() or jax.default_backend()) == "cpu"
 
 
 # ---------------------------------------------------------------- matrix products
@@ -153,7 +173,7 @@ def _conv_cpu_jvp(strides, padding, primals, tangents):
             dx = jnp.pad(dx, ((0, 0), (0, 0), (0, 1), (0, 0)))
         terms.append(run_dx(dx, jnp.swapaxes(kernel, -1, -2), dimension_numbers=_layout("N_C", "_OI", "N_C", x)))
     if not isinstance(dk, SymbolicZero):
-        products = _keeps_size(x, kernel, strides, padding)
+        products = _keeps_size(x, kernel, strides, padding) and isinstance(x.shape[0], int)
         terms.append(_tangent_by_products(x, dk) if products else _tangent_by_conv(run, x, dk))
     y = _conv_cpu(x, kernel, strides, padding)
     return y, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(y)

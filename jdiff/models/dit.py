@@ -134,7 +134,7 @@ class DiT(nn.Module):
         """x: (B, H, W, C); label: (B,); cond: see the class; returns F, (B, H, W, C out_multiplier)."""
         del train  # no dropout
         check_patches(x, self.patch, self.channels, "DiT")
-        check_label(label, len(x))
+        check_label(label, x.shape[0])
         _, H, W, C = x.shape
         p = self.patch
         grid = H // p, W // p
@@ -164,12 +164,12 @@ class DiT(nn.Module):
         if self.context and self.num_classes:
             raise ValueError("a DiT takes classes or a context, not both; set num_classes or context to 0")
         if self.num_classes:
-            c = c + ClassEmbedding(self.num_classes, self.width, std=0.02, name="class")(cond, len(label))
+            c = c + ClassEmbedding(self.num_classes, self.width, std=0.02, name="class")(cond, label.shape[0])
         elif not self.context:
             check_unconditional(cond)
         if not self.context:
             return c, None, None
-        B = len(label)
+        B = label.shape[0]
         given, mask = cond if isinstance(cond, tuple | list) else (cond, None)
         given = jnp.zeros((B, 0, self.context), c.dtype) if given is None else given
         if given.ndim != 3 or given.shape[::2] != (B, self.context):

@@ -140,7 +140,7 @@ class EDM2UNet(nn.Module):
         noise = MPFourier(self.noise_channels or widths[0], name="fourier")(label)
         embedding = MPConv(features, name="noise")(noise)
         if self.num_classes:
-            given = class_labels(cond, self.num_classes, len(label))
+            given = class_labels(cond, self.num_classes, label.shape[0])
             given = check_index("class labels", given, self.num_classes + 1, label.shape)
             classes = jax.nn.one_hot(given, self.num_classes, dtype=embedding.dtype)  # no class is zeros
             classes = nan_outside(given, self.num_classes + 1, classes)
@@ -157,7 +157,7 @@ class EDM2UNet(nn.Module):
             )
         if self.in_channels not in (None, x.shape[-1]):
             raise ValueError(f"this network takes {self.in_channels} channels, got {x.shape}")
-        check_label(label, len(x))
+        check_label(label, x.shape[0])
         if not self.num_classes:
             check_unconditional(cond)
         check_levels(self.attention, len(self.multipliers))
@@ -203,11 +203,11 @@ class EDM2Block(nn.Module):
         gain = self.param("gain", nn.initializers.zeros_init(), (), jnp.float32)
         y = layer(3, "conv_0")(mp_silu(x))
         scale = layer(1, "embed")(embedding, gain) + 1
-        y = mp_silu(y * scale.reshape(len(x), *(1,) * (x.ndim - 2), -1).astype(y.dtype))
+        y = mp_silu(y * scale.reshape(x.shape[0], *(1,) * (x.ndim - 2), -1).astype(y.dtype))
         y = layer(3, "conv_1")(nn.Dropout(self.dropout, deterministic=not train)(y))
         x = mp_sum(x if self.encodes else skip(x), y, self.balances[0])
         if self.heads:
-            shape = (len(x), -1, 3, self.heads, self.features // self.heads)
+            shape = (x.shape[0], -1, 3, self.heads, self.features // self.heads)
             qkv = normalize(layer(1, "qkv", 3 * self.features)(x).reshape(shape), (-1,))
             y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], fused=self.fused)
             x = mp_sum(x, layer(1, "attend")(y.reshape(x.shape)), self.balances[1])

@@ -46,7 +46,7 @@ class StepMLP(nn.Module):
             step = nn.Embed(self.steps, self.features, name=f"step_{i}")(k.astype(jnp.int32))
             h = h + nan_outside(k, self.steps, step)
             if self.num_classes:
-                h = h + ClassEmbedding(self.num_classes, self.features, name=f"class_{i}")(cond, len(x))
+                h = h + ClassEmbedding(self.num_classes, self.features, name=f"class_{i}")(cond, x.shape[0])
             else:
                 check_unconditional(cond)
             h = nn.relu(h)
@@ -77,7 +77,7 @@ class MLP(nn.Module):
         _check_points(x, label)
         embedding = NoiseEmbedding(self.features, self.label_scale, name="noise")(label)
         if self.num_classes:
-            embedding = embedding + ClassEmbedding(self.num_classes, self.features, name="class")(cond, len(x))
+            embedding = embedding + ClassEmbedding(self.num_classes, self.features, name="class")(cond, x.shape[0])
         else:
             check_unconditional(cond)
         embedding = nn.silu(embedding)
@@ -93,7 +93,7 @@ class MLP(nn.Module):
 def _check_points(x, label) -> None:
     if x.ndim != 2:
         raise ValueError(f"an MLP takes points (B, D), got {x.shape}; for images use a unet")
-    check_label(label, len(x))
+    check_label(label, x.shape[0])
 
 
 @register_model

@@ -47,8 +47,8 @@ class GroupNorm(nn.Module):
             space = tuple(range(1, x.ndim - 1))
 
             def join(v):  # (B, C) -> the mean of each group at each of its channels
-                v = v.reshape(len(x), groups, C // groups)
-                return jnp.broadcast_to(v.mean(-1, keepdims=True), v.shape).reshape(len(x), C)
+                v = v.reshape(x.shape[0], groups, C // groups)
+                return jnp.broadcast_to(v.mean(-1, keepdims=True), v.shape).reshape(x.shape[0], C)
 
             mean = join(y.mean(space))
             y = y - _spread(mean, y)

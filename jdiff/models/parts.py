@@ -18,8 +18,10 @@ def part_size(batch: int, most: int) -> int:
         most: the most samples of a part; a part has one for each device even where that is more.
 
     Returns:
-        A divisor of `batch`.
+        A divisor of `batch`; `batch` itself where it is not known yet, as in a program that is exported for all.
     """
+    if not isinstance(batch, int):
+        return batch
     devices = math.gcd(batch, jax.device_count())
     on_each = batch // devices
     return devices * max(n for n in range(1, on_each + 1) if on_each % n == 0 and n <= max(most // devices, 1))

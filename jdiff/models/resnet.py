@@ -96,7 +96,7 @@ class ResNet(nn.Module):
         if self.in_channels not in (None, x.shape[-1]):
             raise ValueError(f"this ResNet takes images of {self.in_channels} channels, got {x.shape}")
         if self.noise:
-            check_label(label, len(x))
+            check_label(label, x.shape[0])
         if cond is not None:
             raise ValueError("a ResNet predicts classes and takes none; pass cond=None")
 

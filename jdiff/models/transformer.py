@@ -44,6 +44,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
 
 def _has_kernel() -> bool:
     """Whether cuDNN's fused attention runs here: on NVIDIA GPUs of compute capability 8.0 or above."""
+    if cpu.elsewhere():
+        return False
     major = str(getattr(jax.local_devices()[0], "compute_capability", "")).partition(".")[0]
     return jax.default_backend() == "gpu" and major.isdigit() and int(major) >= 8  # AMD's are called gfx...
 
@@ -212,7 +214,7 @@ def tokens(x: jax.Array, patch: int) -> jax.Array:
 
 def images(x: jax.Array, height: int, width: int, patch: int) -> jax.Array:
     """The images of patches, the inverse of `tokens`: (B, L, patch² C) -> (B, height, width, C)."""
-    B, p = len(x), patch
+    B, p = x.shape[0], patch
     x = x.reshape(B, height // p, width // p, p, p, -1)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, height, width, -1)
 

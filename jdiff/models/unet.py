@@ -88,7 +88,7 @@ class ResBlock(nn.Module):
             y = norm(y, embedding)
         else:
             dense = nn.Dense(self.features, kernel_init=scaled_init(1.0, self.kernel_init), name="shift")
-            shift = dense(nn.silu(embedding)).reshape(len(x), *(1,) * (x.ndim - 2), -1)
+            shift = dense(nn.silu(embedding)).reshape(x.shape[0], *(1,) * (x.ndim - 2), -1)
             y = GroupNorm(*self.norm, activation=nn.silu, name="norm_1")(y + shift.astype(y.dtype))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         y = Conv(self.features, scale=self.out_scale, dtype=self.dtype, kernel_init=self.kernel_init, name="conv_1")(y)
@@ -242,7 +242,7 @@ class UNet(nn.Module):
         """
         self._check(x, label, augment)
         out_channels = int(x.shape[-1] * self.out_multiplier)
-        embedding = self._embedding(len(x), label, cond, augment)
+        embedding = self._embedding(x.shape[0], label, cond, augment)
         h = self._conv("in", self.first_channels or self.channels)(x)
         kept, image = [h], x
         for part in self.encoder():
@@ -348,10 +348,10 @@ class UNet(nn.Module):
         stages = [*self.encoder(), *self.middle(), *self.decoder()]
         check_known("UNet", [part.name for part in stages], skipped=self.skipped)
         check_known("UNet", [part.name for part in stages if part.attention], perturbed=self.perturbed)
-        check_label(label, len(x))
-        if augment is not None and jnp.shape(augment) != (len(x), self.augment_dim):
+        check_label(label, x.shape[0])
+        if augment is not None and jnp.shape(augment) != (x.shape[0], self.augment_dim):
             raise ValueError(
-                f"augmentation labels are ({len(x)}, augment_dim={self.augment_dim}), got {jnp.shape(augment)}; "
+                f"augmentation labels are ({x.shape[0]}, augment_dim={self.augment_dim}), got {jnp.shape(augment)}; "
                 "a network trained with augmentation needs the augment_dim of its labels"
             )
         unit = 2 ** (self.depth - 1)

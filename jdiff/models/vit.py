@@ -57,7 +57,7 @@ class ViT(nn.Module):
         """x: (B, H, W, C); label: (B,); cond: (B,) or None; returns F, (B, H, W, C out_multiplier)."""
         del train  # no dropout
         check_patches(x, self.patch, self.channels, "ViT")
-        check_label(label, len(x))
+        check_label(label, x.shape[0])
         if self.skips and self.depth % 2 == 0:
             raise ValueError(f"a U-ViT has an odd depth, its middle block having no skip; got {self.depth}")
         init = nn.initializers.truncated_normal(0.02)
@@ -65,7 +65,7 @@ class ViT(nn.Module):
         if not self.skips:
             extra = [nn.Dense(self.width, kernel_init=init, name="label")(extra[0])]
         if self.num_classes:
-            extra = [ClassEmbedding(self.num_classes, self.width, std=0.02, name="class")(cond, len(x)), *extra]
+            extra = [ClassEmbedding(self.num_classes, self.width, std=0.02, name="class")(cond, x.shape[0]), *extra]
         else:
             check_unconditional(cond)
         patches = Patches(self.width, self.patch, self.dtype, name="patches")(x)
