@@ -48,7 +48,7 @@ __version__ = "0.1.0"
 __all__ = [
     "adapt", "as_denoise", "BatchKey", "betas", "bits_per_dim", "BrownianTree", "conditioning", "convert",
     "Cosine", "coupling", "create_model", "decode", "Denoise", "denoiser", "dequantize", "discrete", "Discrete",
-    "EDM", "ema", "encode", "eps_from", "Flow", "forward", "grid", "guidance", "invert", "levels",
+    "EDM", "ema", "encode", "eps_from", "export", "Flow", "forward", "grid", "guidance", "invert", "levels",
     "list_models", "log_likelihood", "log_snr", "losses", "many_draws", "models", "Noun", "noun", "optim",
     "oracle", "parallel", "per_sample", "posterior", "Prediction", "prior", "progress", "q_posterior",
     "q_sample", "register_model", "sample", "sample_adaptive", "sample_parallel", "Schedule", "schedule",
