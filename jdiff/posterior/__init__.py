@@ -22,6 +22,7 @@ from jdiff.posterior.operators import (
     random_pixels,
 )
 from jdiff.posterior.pgdm import pgdm
+from jdiff.posterior.repaint import repaint
 from jdiff.posterior.smc import Particles, smc
 from jdiff.posterior.tmpd import tmpd
 from jdiff.posterior.twisted import likelihood, twisted
@@ -50,6 +51,7 @@ __all__ = [
     "pgdm",
     "potentials",
     "random_pixels",
+    "repaint",
     "replace",
     "resampling",
     "smc",
