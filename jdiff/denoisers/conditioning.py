@@ -39,7 +39,7 @@ class LogSNR(Noun):
         check_range(self, SMALLEST, sigma_data=self.sigma_data)
 
     def __call__(self, schedule, x, t):
-        t = _times(x, t)
+        t = times_of_rows(x, t)
         label = -jnp.clip(log_snr(schedule, t), -LABEL_RANGE, LABEL_RANGE) / 8
         return _unit_variance(schedule, x, t, self.sigma_data), label
 
@@ -64,7 +64,7 @@ class EDM(Noun):
         check_range(self, SMALLEST, sigma_data=self.sigma_data)
 
     def __call__(self, schedule, x, t):
-        t = _times(x, t)
+        t = times_of_rows(x, t)
         return _unit_variance(schedule, x, t, self.sigma_data), -log_snr(schedule, t) / 8
 
 
@@ -87,7 +87,7 @@ class Index(Noun):
         check_count(self, T=self.T)
 
     def __call__(self, schedule, x, t):
-        place = _times(x, t) * self.T - 1
+        place = times_of_rows(x, t) * self.T - 1
         place = jnp.where(jnp.asarray(self.fractional) > 0, place, jnp.round(place))
         return x, jnp.clip(place, 0, self.T - 1)
 
@@ -112,7 +112,7 @@ class Continuous(Noun):
         check_range(self, SMALLEST, scale=self.scale)
 
     def __call__(self, schedule, x, t):
-        return x, self.scale * _times(x, t)
+        return x, self.scale * times_of_rows(x, t)
 
 
 @noun
@@ -124,11 +124,11 @@ class Sigma(Noun):
     """
 
     def __call__(self, schedule, x, t):
-        return x, schedule.sigma(_times(x, t))
+        return x, schedule.sigma(times_of_rows(x, t))
 
 
 @noun
-class Plain(Noun):
+class FromFunction(Noun):
     """A function `(schedule, x, t) -> (input, label)` as a conditioning: it has no numbers that JAX sees.
 
     Args:
@@ -171,7 +171,8 @@ def drop_labels(key, labels: Array, rate, null: int) -> Array:
     return jnp.where(dropped, jnp.asarray(null, labels.dtype), labels)
 
 
-def _times(x, t) -> Array:
+def times_of_rows(x, t) -> Array:
+    """The time of each sample (B,); ValueError for a t that is none."""
     check_time(t, x)
     return jnp.broadcast_to(as_time(t), jnp.shape(x)[:1])
 

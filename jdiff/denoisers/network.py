@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jdiff.core.arrays import Array
 from jdiff.core.checks import check_floating, check_is, check_noun, check_same_shape
 from jdiff.core.pytrees import is_leaf, noun, per_sample, static
-from jdiff.denoisers.conditioning import LogSNR, Plain
+from jdiff.denoisers.conditioning import FromFunction, LogSNR, times_of_rows
 from jdiff.denoisers.targets import Target, solve
 from jdiff.process.clock import Schedule, check_schedule
 from jdiff.process.prediction import Denoise, Prediction
@@ -92,7 +92,7 @@ def denoiser(
     check_schedule(schedule)
     check_target(target)
     check_is("conditioning", conditioning, Callable, "a conditioning, as conditioning.LogSNR()")
-    conditioning = Plain(conditioning) if is_leaf(conditioning) else conditioning
+    conditioning = FromFunction(conditioning) if is_leaf(conditioning) else conditioning
     return Denoiser(
         params, schedule, target, conditioning, cond, apply, bool(learned_variance), bool(self_conditioning)
     )
@@ -146,7 +146,9 @@ def run_network(apply, params, schedule, conditioning, x, t, cond, previous=None
     """The network's raw output for x_t, in the dtype of x; `previous`, if given, is beside x_t on the last axis."""
     check_network(apply)
     check_floating("x", x)
-    shown, label = conditioning(schedule, x, t)
+    shown, label = conditioning(schedule, x, times_of_rows(x, t))
+    if jnp.shape(label)[:1] != x.shape[:1]:
+        raise ValueError(f"the conditioning made a label {jnp.shape(label)} for x {x.shape}; expected {x.shape[:1]}")
     if previous is not None:
         check_same_shape("the earlier estimate", previous, "x", x)
         shown = jnp.concatenate([shown.astype(x.dtype), previous.astype(x.dtype)], axis=-1)

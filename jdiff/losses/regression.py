@@ -17,7 +17,7 @@ from jdiff.core.checks import check_floating, check_is, check_same_shape
 from jdiff.core.keys import each, normal, split
 from jdiff.core.pytrees import Noun, concrete, noun
 from jdiff.denoisers.conditioning import LogSNR
-from jdiff.denoisers.network import check_target, run_network, split_variance
+from jdiff.denoisers.network import Denoiser, check_target, denoiser, run_network, split_variance
 from jdiff.denoisers.targets import Target, aim, solve
 from jdiff.losses.coupling import Independent
 from jdiff.losses.levels import Knots, Levels, LossAware, Uniform, WeightedLevels
@@ -64,6 +64,13 @@ class Regression(Noun):
         share = self.self_conditioning
         if share is not None and concrete(share) and not 0 <= float(share) <= 1:
             raise ValueError(f"self_conditioning is the share of samples shown, in [0, 1]; got {share}")
+
+    def denoiser(self, apply: Callable, params: Any, cond: Any = None, *, learned_variance: bool = False) -> Denoiser:
+        """The denoiser of a network that was trained so: see `jdiff.denoiser`."""
+        return denoiser(
+            apply, params, self.schedule, self.target, cond, conditioning=self.conditioning,
+            learned_variance=learned_variance, self_conditioning=self.self_conditioning is not None,
+        )  # fmt: skip
 
 
 def denoising(

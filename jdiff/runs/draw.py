@@ -10,7 +10,6 @@ import numpy as np
 
 from jdiff import config as configs
 from jdiff.config import ConfigError, Sample
-from jdiff.denoisers import denoiser
 from jdiff.process.forward import prior
 from jdiff.runs.progress import SILENT, Progress
 from jdiff.runs.run import Run, open_run, restore_ema
@@ -87,11 +86,8 @@ WORSE = ("autoguidance", "perturbed", "skipped")  # the methods that need no cla
 
 def _model(run: Run, params: Any, cond):
     """The denoiser of a run's network."""
-    trained = run.regression
-    return denoiser(
-        run.model.apply, params, trained.schedule, trained.target, cond, conditioning=trained.conditioning,
-        learned_variance=run.config.loss.name == "hybrid", self_conditioning=trained.self_conditioning is not None,
-    )  # fmt: skip
+    learned_variance = run.config.loss.name == "hybrid"
+    return run.regression.denoiser(run.model.apply, params, cond, learned_variance=learned_variance)
 
 
 def _changed(run: Run, sampling: Sample) -> Any:
