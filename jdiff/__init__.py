@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jdiff import convert, export, guidance, losses, models, posterior, solvers, train
 from jdiff.core.brownian import BrownianTree
 from jdiff.core.keys import BatchKey
-from jdiff.core.pytrees import Noun, noun, per_sample, static
+from jdiff.core.pytrees import Noun, concrete, noun, per_sample, static
 from jdiff.denoisers import adapt, conditioning, denoiser, targets
 from jdiff.losses import coupling, levels, variational_bound, weights
 from jdiff.models import create_model, list_models, register_model
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "adapt", "as_denoise", "BatchKey", "betas", "bits_per_dim", "BrownianTree", "conditioning", "convert",
+    "adapt", "as_denoise", "BatchKey", "betas", "bits_per_dim", "BrownianTree", "concrete", "conditioning", "convert",
     "Cosine", "coupling", "create_model", "decode", "Denoise", "denoiser", "dequantize", "discrete", "Discrete",
     "EDM", "ema", "encode", "eps_from", "export", "Flow", "forward", "grid", "guidance", "invert", "levels",
     "list_models", "log_likelihood", "log_snr", "losses", "many_draws", "models", "Noun", "noun", "optim",

@@ -119,7 +119,8 @@ def _check_values(name: str, t, alpha, sigma) -> None:
         wrong = ~(np.isfinite(values) & (values >= 0))
         if wrong.any():
             i = int(np.argmax(wrong))
-            raise ValueError(f"{name}: {what}({t[i]:.3g}) = {values[i]:.3g}; expected a finite number, 0 or more")
+            cure = "; if that is rounding, take jnp.maximum(..., 0)" if -1e-5 < values[i] < 0 else ""
+            raise ValueError(f"{name}: {what}({t[i]:.3g}) = {values[i]:.3g}; expected a finite number, 0 or more{cure}")
     with np.errstate(divide="ignore", invalid="ignore"):
         log_snr = 2 * (np.log(alpha) - np.log(sigma))
     rises = ~(np.diff(log_snr) < 0)

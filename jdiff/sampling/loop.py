@@ -17,7 +17,7 @@ from jdiff.process.memory import has_own_noise, memory_of, with_memory
 from jdiff.process.prediction import Denoise, as_denoise
 from jdiff.process.times import check_times
 from jdiff.sampling.scans import checkpointed_scan, dynamic_scan
-from jdiff.solvers.base import Now, RecallingSolver, Solver, check_solver, mixes
+from jdiff.solvers.base import Now, RecallingSolver, Solver, check_plan, check_solver, mixes
 
 
 @overload
@@ -122,6 +122,7 @@ def sample(
         times = times[: int(n)]
     last = times[n - 1] if traced_n else times[-1]
     plan = solver.plan(schedule, times, n if traced_n else len(times))
+    check_plan(solver, plan, len(times) - 1)
     steps = Now(jnp.arange(len(times) - 1), times[:-1], times[1:], plan)
 
     def body(carry, now):
@@ -182,7 +183,9 @@ def invert(
     denoise = as_denoise(denoise, schedule)
     check_start(solver, denoise, x, times, None)
     up = times[::-1]
-    steps = Now(jnp.arange(len(up) - 1), up[:-1], up[1:], solver.plan(schedule, up, len(up)))
+    plan = solver.plan(schedule, up, len(up))
+    check_plan(solver, plan, len(up) - 1)
+    steps = Now(jnp.arange(len(up) - 1), up[:-1], up[1:], plan)
 
     def body(carry, now):
         x, state, memory = carry

@@ -16,7 +16,7 @@ from jdiff.process.memory import has_memory
 from jdiff.process.prediction import Denoise, Prediction, as_denoise
 from jdiff.process.times import check_times
 from jdiff.sampling.loop import check_start
-from jdiff.solvers.base import Now, Solver, check_solver
+from jdiff.solvers.base import Now, Solver, check_plan, check_solver
 
 
 class ParallelInfo(NamedTuple):
@@ -83,7 +83,9 @@ def sample_parallel(
         return denoise(x, times[-1]), ParallelInfo(jnp.zeros((), int), jnp.ones((), int))
     least = 1 if max_sweeps is None else -(-length // max_sweeps)
     keys = rows_of(key, x.shape[0])
-    steps = Now(jnp.arange(length), times[:-1], times[1:], solver.plan(schedule, times, len(times)))
+    plan = solver.plan(schedule, times, len(times))
+    check_plan(solver, plan, length)
+    steps = Now(jnp.arange(length), times[:-1], times[1:], plan)
     slopes = _slopes(solver, schedule, steps, std)
     spread = jnp.sqrt((schedule.alpha(times) * std) ** 2 + schedule.sigma(times) ** 2)
     allowed = tol * schedule.sigma(times[1:]) * jnp.sqrt(fresh_noise(schedule, times[:-1], times[1:]))

@@ -7,6 +7,7 @@ denoiser as often as it likes.
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -20,6 +21,7 @@ from jdiff.process.prediction import Denoise, Prediction
 
 # Of alpha / sigma. Below it 1 / alpha would amplify rounding, and a step in sigma / alpha would have no end.
 SMALLEST_ALPHA = 1e-4
+ABILITIES = ("order", "stochastic", "plan", "init", "step")  # of a solver
 
 
 class Now(NamedTuple):
@@ -177,7 +179,21 @@ def steps_since_break(breaks: Array | None, count: int) -> Array:
 
 def check_solver(name: str, solver) -> None:
     """Raise TypeError unless `solver`, which is called `name` where it was given, is one."""
+    lacking = [ability for ability in ABILITIES if not hasattr(solver, ability)]
+    if 0 < len(lacking) < len(ABILITIES) - 1 and not isinstance(solver, type):
+        kind, missing = type(solver).__name__, " and ".join(lacking)
+        raise TypeError(f"{name} is a {kind}, which lacks {missing}; see jdiff.solvers.Solver")
     check_noun(name, solver, Solver, "a solver, as solvers.DDIM()")
+
+
+def check_plan(solver, plan, steps: int) -> None:
+    """Raise ValueError unless each array of a plan has a row for each step."""
+    for leaf in jax.tree.leaves(plan):
+        if jnp.shape(leaf)[:1] != (steps,):
+            raise ValueError(
+                f"{type(solver).__name__}: plan made an array {jnp.shape(leaf)} for {steps} steps; expected {steps} "
+                "rows, one for each pair of times, as alpha(times[1:])"
+            )
 
 
 def check_order(name: str, order, most: int | None = None, what: str = "order") -> None:

@@ -322,3 +322,53 @@ def test_without_noun_one_line_names_it():
     decorated = jdiff.noun(type("Decorated", (jdiff.Denoise,), dict(schedule=jdiff.Flow(), predict=Inheriting.predict)))
     guided = guidance.cfg(decorated(), DENOISE, 2.0)
     np.testing.assert_allclose(guided(X, 0.5), DENOISE(X, 0.5), rtol=1e-6)
+
+
+@jdiff.noun
+class Sloppy:
+    """A solver with a plan of one row too many."""
+
+    order = 1
+    stochastic = False
+
+    def plan(self, schedule, times, n, breaks=None):
+        return schedule.alpha(times)
+
+    def init(self, x):
+        return ()
+
+    def step(self, denoise, schedule, x, now, state, key):
+        prediction = denoise.predict(x, now.t)
+        return x, state, prediction
+
+
+@jdiff.noun
+class Unfinished:
+    """A solver that does not say whether it draws noise."""
+
+    order = 1
+    plan = init = step = Sloppy.plan
+
+
+@pytest.mark.parametrize("run", [jdiff.sample, jdiff.invert], ids=["sample", "invert"])
+def test_a_solver_with_a_wrong_plan_or_something_missing_is_told(run):
+    data = jdiff.oracle.Gaussian([1.0], [[0.5]])
+    flow, x, times = jdiff.Flow(), jnp.ones((2, 1)), jdiff.grid.uniform(5)
+    with pytest.raises(ValueError, match=r"Sloppy: plan made an array \(5,\) for 4 steps; expected 4 rows"):
+        run(Sloppy(), data.denoise(flow), flow, x, times)
+    with pytest.raises(TypeError, match="is a Unfinished, which lacks stochastic; see jdiff.solvers.Solver"):
+        run(Unfinished(), data.denoise(flow), flow, x, times)
+
+
+def test_rounding_below_zero_is_named():
+    with pytest.raises(ValueError, match=r"alpha\(1\) = -4.37e-08.*if that is rounding, take jnp.maximum\(..., 0\)"):
+
+        @jdiff.schedule
+        class Rounded:
+            def alpha(self, t):
+                return jnp.cos(jnp.pi / 2 * t)
+
+            def sigma(self, t):
+                return jnp.sin(jnp.pi / 2 * t)
+
+        Rounded()
