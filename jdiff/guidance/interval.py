@@ -84,7 +84,7 @@ def interval_of_steps(schedule: Schedule, times: Array, start=0.0, stop=1.0) -> 
     >>> import jdiff
     >>> low, high = interval_of_steps(jdiff.EDM(), jdiff.grid.karras(jdiff.EDM(), 10), 0.2, 0.5)
     >>> f"{low:.2f} {high:.2f}"
-    '3.54 29.54'
+    '2.52 30.18'
 
     Args:
         schedule: the schedule of the process.

@@ -208,7 +208,17 @@ ELSEWHERE = {
 }
 OPERATORS = tuple(f"posterior.{n}" for n in ("bicubic", "box", "gaussian_blur", "motion_kernel", "random_pixels"))
 # made on the host, once: networks, tables, optimisers, placement, files
-HOST = ("adapt.", "betas.", "optim.", "parallel.", "ema.power_gamma", "ema.sigma_rel_of", "ema.gamma_of", *OPERATORS)
+HOST = (
+    "adapt.",
+    "betas.",
+    "export.",
+    "optim.",
+    "parallel.",
+    "ema.power_gamma",
+    "ema.sigma_rel_of",
+    "ema.gamma_of",
+    *OPERATORS,
+)
 NO_VERBS = (
     "create_model",
     "list_models",
