@@ -13,7 +13,7 @@ from jdiff.core.keys import BatchKey
 from jdiff.core.pytrees import Noun, concrete, noun, per_sample, static
 from jdiff.denoisers import adapt, conditioning, denoiser, targets
 from jdiff.losses import coupling, levels, variational_bound, weights
-from jdiff.models import create_model, list_models, register_model
+from jdiff.models import create_model, list_models, quantize, register_model
 from jdiff.process import betas, forward, grid, oracle, schedules, sde
 from jdiff.process.betas import discrete
 from jdiff.process.clock import Schedule, log_snr, time_of
@@ -51,7 +51,7 @@ __all__ = [
     "EDM", "ema", "encode", "eps_from", "export", "Flow", "forward", "grid", "guidance", "invert", "levels",
     "list_models", "log_likelihood", "log_snr", "losses", "many_draws", "models", "Noun", "noun", "optim",
     "oracle", "parallel", "per_sample", "posterior", "Prediction", "prior", "progress", "q_posterior",
-    "q_sample", "register_model", "sample", "sample_adaptive", "sample_parallel", "Schedule", "schedule",
+    "q_sample", "quantize", "register_model", "sample", "sample_adaptive", "sample_parallel", "Schedule", "schedule",
     "schedules", "sde", "Shifted", "solvers", "static", "SubVP", "targets", "time_of", "train",
     "variational_bound", "VE", "VP", "weights",
 ]  # fmt: skip

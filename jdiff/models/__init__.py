@@ -9,6 +9,7 @@ from jdiff.models.conv import Conv, conv
 from jdiff.models.dit import DiT
 from jdiff.models.edm2 import EDM2UNet, normalize_weights
 from jdiff.models.inception import InceptionV3
+from jdiff.models.int8 import Int8, quantize
 from jdiff.models.mlp import MLP, StepMLP
 from jdiff.models.receptive import receptive_field, receptive_field_of
 from jdiff.models.registry import (
@@ -29,10 +30,10 @@ from jdiff.models.unet import UNet
 from jdiff.models.vit import ViT
 
 __all__ = [
-    "Conv", "DiT", "EDM2UNet", "InceptionV3", "MLP", "MODELS", "ResNet", "SelfAttention", "StepMLP", "Tag",
+    "Conv", "DiT", "EDM2UNet", "InceptionV3", "Int8", "MLP", "MODELS", "ResNet", "SelfAttention", "StepMLP", "Tag",
     "TextEncoder", "Training", "UNet", "ViT", "conv", "create_model", "list_models", "model_arguments",
-    "normalize_weights", "receptive_field", "receptive_field_of", "register_model", "register_tag", "summary",
-    "tag_of", "tokenize",
+    "normalize_weights", "quantize", "receptive_field", "receptive_field_of", "register_model", "register_tag",
+    "summary", "tag_of", "tokenize",
 ]  # fmt: skip
 
 
