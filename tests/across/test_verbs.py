@@ -223,6 +223,8 @@ NO_VERBS = (
     "create_model",
     "list_models",
     "register_model",
+    "quantize",
+    "concrete",
     "discrete",
     "noun",
     "per_sample",
