@@ -225,6 +225,7 @@ NO_VERBS = (
     "register_model",
     "quantize",
     "concrete",
+    "conditioning.times_of_rows",
     "discrete",
     "noun",
     "per_sample",
