@@ -39,6 +39,7 @@ PLANE_LEGEND = {
 }
 FRESH_SETS = 8
 MOST = 10_000_000  # samples
+FEW = 100  # held-out images, below which distances to them are mostly chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,11 @@ def main(argv: list[str]) -> int:
         explain(PLANE_LEGEND, list(PLANE_LEGEND))
         return 0
 
-    data = run.dataset
+    try:
+        data = run.dataset
+    except configs.ConfigError as error:
+        moved = "" if a.data_path else "; if the data have moved, --data-path says where they are"
+        raise configs.ConfigError(f"{error}{moved}") from error
     held_out, lacking = len(data.held_x) > 1, lacks(run, data)
     with progress.stage("fitting the judge to the training images" if a.judge is None else f"the judge {a.judge}"):
         judge = pixels_judge(data, not lacking) if a.judge is None else resnet_judge(a.judge, data, progress)
@@ -94,6 +99,9 @@ def main(argv: list[str]) -> int:
         raise configs.ConfigError(
             f"--num {a.num} is too few: the covariance of {features} features needs {features + 1} or more"
         )
+    if held_out and len(data.held_x) < FEW:
+        held = len(data.held_x)
+        print(f"note: {held} held-out images are few: what is compared with them says little; {FEW} or more are better")
     first = f"step {step:,}; "
     if not lacking:
         of = "held-out" if held_out else "training"

@@ -44,6 +44,8 @@ class Seen:
 
 def main(argv: list[str]) -> int:
     """Print what is to be known of the data of a config, and draw some; return the exit status."""
+    if argv and "/" in argv[0] and not argv[0].endswith(".py") and not Path(argv[0]).exists():
+        raise configs.ConfigError(f"there is no folder {argv[0]}; expected one with images, or a config")
     if argv and argv[0] not in configs.config_files() and Path(argv[0]).is_dir():
         argv = ["folder", "--data.args.path", *argv]
     about = "Look at the data of a config: counts, classes, sizes, numbers, duplicates, and a picture of some."
@@ -83,7 +85,7 @@ def facts(data, seen: Seen) -> list[tuple[str, str]]:
     lines = [("data", f"{data.name}: {what} of shape {sides(data.shape)}")]
     held = len(data.held_x)
     lines.append(("samples", f"{data.size:,} to train on, {held:,} held out of {data.size + held:,}"))
-    lines.append(("classes", classes(data, seen) + (of if data.classes else "")))
+    lines.append(("classes", classes(data, seen) + (of or ", to train on" if data.classes else "")))
     if isinstance(data, Records) and data.original is not None:
         lines.append(("files", file_sizes(data.original)))
     low, high = seen.x.min(), seen.x.max()

@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
             state, position = restored(run, state)
             say(f"resuming {directory} at step {int(state.step):,}")
         step = int(state.step)
-        introduce(run, state, devices, say, warn)
+        introduce(run, state, last, devices, say, warn)
 
         # ------------------------------------------------------------ the loop
         key, share = jax.random.key(config.seed + 1), settings.batch // count
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
         flops = watch.peak_flops(devices)
         peak = flops / runs.step_flops(run) if flops else None
         images = settings.batch if run.facts.is_image else 0
-        log = watch.Log(directory, step, settings.steps, images, peak, first, shown_on(a, run, step) if first else [])
+        log = watch.Log(directory, step, last, images, peak, first, shown_on(a, run, step) if first else [])
         painter = Painter(run, progress, "compiling the sampler (3 of 3)")
         writer = checkpoint.Writer(run.checkpoints, settings.keep, settings.keep_every)
         note = dict(config=configs.to_dict(config), samples=runs.about_data(run))
@@ -168,7 +168,7 @@ def main(argv: list[str]) -> int:
                 say(f"stopped by {name}: saved at step {step:,}; the same command goes on from there")
                 return 128 + leave
             if step < settings.steps:
-                say(f"stopped as asked: saved at step {step:,}")
+                say(f"stopped as asked: saved at step {step:,}; jdiff sample {directory} draws samples of it")
                 return 0
             average = runs.main_average(state)
             if first:
@@ -256,10 +256,10 @@ def restored(run: runs.Run, state):
     return state, checkpoint.read_note(run.checkpoints, int(state.step)).get("data")
 
 
-def introduce(run: runs.Run, state, devices: list, say, warn) -> None:
+def introduce(run: runs.Run, state, last: int, devices: list, say, warn) -> None:
     """Say what is trained, and warn where the process does not end in noise."""
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    steps = f"steps {int(state.step):,} to {run.config.train.steps:,}"
+    steps = f"steps {int(state.step):,} to {last:,}"
     line = f"{run.config.name}: {size:,} parameters, {run.facts.size:,} samples, {steps}"
     line += f", {len(devices)} devices" if len(devices) > 1 else ""
     say(line + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""))

@@ -36,7 +36,10 @@ def load_config(path) -> Config:
         hint = did_you_mean(path.name, known)
         raise ConfigError(f"no config {path.name!r}{hint}; one of {', '.join(known)}, or the path of a Python file")
     if path.is_dir():
-        raise ConfigError(f"{path} is a directory; expected a Python file that exports `config = Config(...)`")
+        raise ConfigError(
+            f"{path} is a directory; expected a config. The images in a folder are read by the config folder: "
+            f"jdiff train folder --data.args.path {path}"
+        )
     if not path.is_file():
         nearby = sorted(p.stem for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         hint = did_you_mean(path.stem, nearby)

@@ -218,7 +218,8 @@ def prepare_directory(run: Run) -> None:
     fixed = [*(["train.steps"] if ends else []), *([] if known else [DATA_PATH])]
     free = [name for name in FREE if name not in fixed]
     if path.is_file() and (change := configs.change(configs.from_json(path), run.config, ignore=free)):
-        raise ConfigError(f"{run.directory} holds another run: {change}; choose another --run-dir")
+        sooner = "; to end it sooner, use --until" if change.startswith("train.steps") else ""
+        raise ConfigError(f"{run.directory} holds another run: {change}; choose another --run-dir{sooner}")
     check_noted(run, ignore=free)  # the checkpoints know the config too, where config.json was lost or edited
     check_same_data(run, note)
     parallel.anywhere(False)  # all processes have read the directory before one of them writes in it
