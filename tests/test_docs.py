@@ -28,7 +28,10 @@ def examples(path: str) -> list[str]:
     "path",
     [
         "README.md",
-        *(f"docs/{page}.md" for page in ("guidance", "likelihood", "metrics", "networks", "own", "posterior")),
+        *(
+            f"docs/{page}.md"
+            for page in ("export", "guidance", "likelihood", "metrics", "networks", "own", "posterior")
+        ),
     ],
 )
 def test_examples_run(path, monkeypatch, tmp_path):
@@ -38,6 +41,7 @@ def test_examples_run(path, monkeypatch, tmp_path):
     assert found
     script = tmp_path / "examples.py"
     script.write_text("\n".join(found))
+    monkeypatch.chdir(tmp_path)  # some examples write files
     runpy.run_path(str(script))
 
 

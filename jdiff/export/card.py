@@ -28,7 +28,7 @@ def text(name: str, record: dict[str, Any], about: str) -> str:
         "## Load it",
         "",
         "```sh",
-        "pip install 'jdiff[export]'",
+        "pip install -e '.[export]'  # in a clone of jdiff",
         "```",
         "",
         "```python",

@@ -104,7 +104,9 @@ def save(
         name: row_field(path) is not None and jnp.ndim(leaves[name]) > 0
         for name, path in zip(leaves, paths, strict=True)
     }
-    numbers = concrete_numbers({name: leaf for name, leaf in leaves.items() if not has_rows[name]})
+    first_of: dict[int, str] = {}  # branches of guidance share their parameters: they are stored once
+    stored = {name: first_of.setdefault(id(leaf), name) for name, leaf in leaves.items()}
+    numbers = concrete_numbers({n: leaf for n, leaf in leaves.items() if not has_rows[n] and stored[n] == n})
     x = jax.ShapeDtypeStruct((batch, *shape), dtype)
     t = jax.ShapeDtypeStruct((batch,), as_time(jnp.zeros((), dtype)).dtype)
     given = {name: spec_of(leaf, batch) for name, leaf in leaves.items() if has_rows[name]}
@@ -113,7 +115,7 @@ def save(
     rows = {X: x, T: t} | given
 
     def predict(numbers, rows, settings):
-        found = numbers | {name: rows[name] for name in given}
+        found = {name: numbers[stored[name]] for name in leaves if name not in given} | {n: rows[n] for n in given}
         prediction = jax.tree.unflatten(tree, [found[name] for name in leaves]).predict(rows[X], rows[T])
         return tuple(prediction)
 

@@ -110,6 +110,7 @@ def test_guidance_is_exported_whole(tmp_path):
     jdiff.export.save(tmp_path / "it", guided, shape, platforms=["cpu"])
     loaded, x, t = jdiff.export.load(tmp_path / "it"), noise(3, shape), jnp.array([0.1, 0.5, 0.9])
     cond, null = jnp.array([0, 1, 2]), jnp.full(3, 3)
+    assert not any(name.startswith("branches/unconditional/params") for name in loaded.numbers)
     rows = {"branches/conditional/cond": cond, "branches/unconditional/cond": null}
     again = jdiff.guidance.cfg(denoise.replace(cond=cond), denoise.replace(cond=null), 3.5)
     changed = loaded.replace(numbers=loaded.numbers | {"branches/w": jnp.float32(3.5)}).given(rows)
