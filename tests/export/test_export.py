@@ -57,7 +57,10 @@ def mlp(tmp_path_factory):
     return folder, denoise
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in ("unet", "edm2") else name for name in NETWORKS]
+
+
+@pytest.mark.parametrize("name", SLOW)
 def test_a_denoiser_has_the_same_bits_for_any_batch(name, tmp_path):
     """One folder for cpu, cuda and tpu serves batches of 1, 7 and 64; a learned variance comes with it."""
     denoise, shape = made(name)
@@ -134,6 +137,7 @@ def draw(params, keys, cond, settings):
     return jdiff.sample(jdiff.solvers.DDIM(settings["eta"]), denoise, VP, x, times, keys, n=settings["n"])
 
 
+@pytest.mark.slow
 def test_a_sampler_has_the_same_bits_as_under_jit(tmp_path):
     params, settings = made("dit")[0].params, dict(w=2.0, eta=0.5, n=4)
     keys, cond = jax.random.split(jax.random.key(0), 64), jnp.arange(64, dtype=jnp.int32) % 3

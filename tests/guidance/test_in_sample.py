@@ -394,6 +394,7 @@ def sample_all(v):
     return {name: jdiff.sample(solvers.DDIM(), d, SCHEDULE, X, TIMES[2:5]) for name, d in all_methods(v).items()}
 
 
+@pytest.mark.slow
 def test_one_program_for_twenty_settings_of_every_number():
     many = jax.jit(chex.assert_max_traces(sample_all, n=1))
     settings = np.linspace(0.2, 0.8, 20, dtype=np.float32)

@@ -77,6 +77,7 @@ def assert_right(found):
         assert (abs(values.mean(0) - expected) <= 3 * error + 0.005).all(), (values.mean(0), expected, error)
 
 
+@pytest.mark.slow
 def test_twisted_sampling_resampled_never_always_and_where_needed():
     """One program for the three: the evidence and the moments of the exact posterior, each time."""
     run = jax.jit(chex.assert_max_traces(lambda keys, ess: summaries(keys, ess, Blobs(jdiff.VP())), n=1))
