@@ -36,7 +36,7 @@ def test_a_folder_of_images(images, tmp_path, capsys):
     assert lines[:5] == [
         "data        pets: images of shape 32x32x3",
         "samples     22 to train on, 0 held out of 22",
-        "classes     2 (cats: 20, dogs: 2)",
+        "classes     2 (cats: 20, dogs: 2), to train on",
         "files       22 images, from 8x8 to 50x100 (height x width), the median 40x64",
         "numbers     0 to 255 as stored",
     ]
